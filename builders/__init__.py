@@ -1,0 +1,1 @@
+"""maggma builders that derive candidates, queues, training sets and campaign metrics."""

@@ -1,0 +1,1 @@
+"""Execution on a FireWorks launchpad: firetasks, workflow factories, templates."""

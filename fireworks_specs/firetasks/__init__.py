@@ -1,0 +1,1 @@
+"""Firetasks: ids in, records out."""

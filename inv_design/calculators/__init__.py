@@ -1,0 +1,1 @@
+"""Names in campaign.yaml turned into ASE calculators with a protocol identity."""

@@ -1,0 +1,1 @@
+"""Labelled crystals: the packaged Materials Project binaries and readers for users' own data."""

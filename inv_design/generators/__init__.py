@@ -1,0 +1,1 @@
+"""Conditional crystal generators behind one protocol."""

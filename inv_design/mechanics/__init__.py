@@ -1,0 +1,1 @@
+"""Relaxation, equations of state, elastic tensors and their quality flags."""

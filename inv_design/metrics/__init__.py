@@ -1,0 +1,1 @@
+"""Metrics of generated crystals, predictions and campaigns."""

@@ -1,0 +1,1 @@
+"""Property predictors: crystal graph networks and descriptor baselines, with uncertainty."""

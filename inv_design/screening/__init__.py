@@ -1,0 +1,1 @@
+"""The stage rules as pure functions: records in, verdicts with reasons out."""

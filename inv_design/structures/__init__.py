@@ -1,0 +1,1 @@
+"""Crystals: identity, validity, likeness, and the files they come in."""

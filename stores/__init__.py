@@ -1,0 +1,1 @@
+"""The records: documents, connections, provenance, artifacts and named queries."""

@@ -1,0 +1,1 @@
+"""One file per collection of authoritative or derived documents."""
