@@ -1,0 +1,281 @@
+"""CampaignConfig: the whole of campaign.yaml, validated; every key has a default, a unit and a sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+PROPERTY_UNITS = {
+    "bulk_modulus_vrh": "GPa",
+    "shear_modulus_vrh": "GPa",
+    "density": "g/cm^3",
+    "volume_per_atom": "Å^3",
+    "e_above_hull": "eV/atom",
+}
+"""Properties that a campaign may target, and the unit that each is stored in."""
+
+ALIASES = {"bulk_modulus": "bulk_modulus_vrh", "K": "bulk_modulus_vrh", "G": "shear_modulus_vrh"}
+"""Short names that the command line and campaign.yaml accept."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+def property_name(name: str) -> str:
+    """Return the stored name of a property (``K`` -> ``bulk_modulus_vrh``).
+
+    Raises
+    ------
+    ValueError
+        If no such property can be targeted.
+    """
+    full = ALIASES.get(name, name)
+    if full not in PROPERTY_UNITS:
+        raise ValueError(f"unknown property {name!r}; known: {', '.join(sorted(PROPERTY_UNITS))}")
+    return full
+
+
+def parse_target(value: Any, *, name: str) -> float:
+    """Return a target as a number in the property's unit from ``350`` or ``"350 GPa"``.
+
+    Raises
+    ------
+    ValueError
+        If the text is no number, the unit is another one, or a modulus is not positive.
+    """
+    unit = PROPERTY_UNITS[name]
+    match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*", str(value))
+    if match is None:
+        raise ValueError(f"target {name}: {value!r} is not a number with a unit, write for example '350 {unit}'")
+    number, given = float(match.group(1)), match.group(2)
+    if given not in (None, unit):
+        raise ValueError(f"target {name}: unit {given!r} is not supported, give it in {unit}")
+    if name != "e_above_hull" and number <= 0:
+        raise ValueError(f"target {name}: {number:g} {unit} is not positive; give a value above 0 {unit}")
+    return number
+
+
+class DataConfig(_Section):
+    """The labelled crystals that round 0 starts from."""
+
+    source: str = Field(
+        "mp-binaries", description="'mp-binaries' (packaged) or a file: CIF, extxyz, csv or JSON records"
+    )
+    elements: Annotated[
+        list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+    ] = Field(["metals"], description="allowed elements: symbols, or the group 'metals'")  # fmt: skip
+    exclude: list[str] = Field(
+        ["actinides", "noble_gases"], description="elements that no training crystal may contain: symbols or groups"
+    )
+    max_sites: int = Field(20, ge=1, le=200, description="largest number of atoms in the cell")
+    max_formation_energy: float = Field(
+        0.15, description="eV/atom; entries above it are left out where the data states a formation energy"
+    )
+    label_range: tuple[float, float] = Field((0.0, 500.0), description="GPa; labels outside (low, high] are left out")
+    max_entries: int | None = Field(None, ge=10, description="use only so many entries (rehearsals); null: all")
+
+    @field_validator("elements", "exclude")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        from inv_design.structures.elements import expand_elements
+
+        expand_elements(names)
+        return names
+
+
+class PredictorConfig(_Section):
+    """Stage I: rules of composition and geometry, duplicates, and the property predictor."""
+
+    model: str = Field("cgcnn", description="a predictor's name: cgcnn, extra_trees, forest or a plugin")
+    committee: int = Field(4, ge=1, le=32, description="members of the ensemble that give the uncertainty")
+    epochs: int | None = Field(None, ge=1, description="passes over the training set; null: the model's default")
+    tolerance: float = Field(0.30, gt=0, description="largest relative deviation from the target")
+    min_distance: float = Field(0.5, ge=0, description="Å; smallest distance between two atoms")
+    min_radius_ratio: float = Field(
+        0.75, ge=0, description="smallest distance in units of the sum of the metallic radii of the pair"
+    )
+    min_elements: int = Field(2, ge=1, description="number of elements; the paper drops single-element crystals")
+    match: dict[str, float] = Field(
+        {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}, description="tolerances of the duplicate check"
+    )
+
+
+class MlipConfig(_Section):
+    """Stage II: relaxation and elastic tensor with a machine-learned potential."""
+
+    calculator: str = Field("mace-alloy-small", description="a calculator's name or import path (see `elastic --help`)")
+    tolerance: float = Field(0.20, gt=0, description="largest relative deviation from the target")
+    fmax: float = Field(0.02, gt=0, description="eV/Å; largest force after relaxation")
+    max_steps: int = Field(300, ge=1, description="optimiser steps before a relaxation counts as not converged")
+    keep_structure: dict[str, float] = Field(
+        {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0},
+        description="a crystal that relaxes out of these tolerances is rejected",
+    )
+    born_stable: bool = Field(True, description="reject crystals whose elastic tensor is not positive definite")
+    chunk: int = Field(10, ge=1, description="candidates per firework")
+
+
+class DftConfig(_Section):
+    """Stage III: labels by DFT, or by a surrogate that is named as one everywhere."""
+
+    backend: Literal["surrogate", "gpaw", "vasp"] = Field(
+        "surrogate", description="surrogate (rehearsals), gpaw or vasp"
+    )
+    calculator: str = Field("chgnet", description="the surrogate's calculator; ignored by gpaw and vasp")
+    budget_per_round: int = Field(20, ge=0, description="labels per round, best candidates first")
+    strain: float = Field(0.04, gt=0, lt=0.2, description="largest linear strain of the equation of state")
+    tolerance: float = Field(0.20, gt=0, description="a labelled candidate within it counts as a hit")
+
+
+class StagesConfig(_Section):
+    """The three stages of rising cost."""
+
+    predictor: PredictorConfig = Field(default_factory=PredictorConfig)
+    mlip: MlipConfig = Field(default_factory=MlipConfig)
+    dft: DftConfig = Field(default_factory=DftConfig)
+
+
+class GeneratorConfig(_Section):
+    """The conditional generator."""
+
+    name: str = Field(
+        "con_cdvae", description="con_cdvae, substitution or a plugin of the entry-point group inv_design.generators"
+    )
+    samples_per_round: int = Field(500, ge=1, description="crystals generated in each round")
+    latent_filter: int = Field(20, ge=1, description="keep the best of so many latents by predicted property (1: off)")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance factor (1: conditional, no extrapolation)")
+    chunk: int = Field(50, ge=1, description="crystals per firework")
+    max_sites: int = Field(20, ge=1, le=64, description="largest number of atoms in a generated cell")
+    pretrained: bool = Field(True, description="start from the packaged weights where they fit the data")
+    budget: float = Field(
+        1.0, gt=0, description="training effort, as a multiple of the model's default number of steps"
+    )
+    finetune_budget: float = Field(1.0, gt=0, description="the same for the retraining of each later round")
+    settings: dict[str, Any] = Field({}, description="further settings of the generator, passed on as they are")
+
+
+class ChemistryConfig(_Section):
+    """Elements that candidates may not contain, and soft costs."""
+
+    exclude: list[str] = Field([], description="elements that no candidate may contain: symbols or groups")
+    cost: dict[str, float] = Field({}, description="element -> relative cost, shown and sortable; not a filter")
+
+    @field_validator("exclude")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        from inv_design.structures.elements import expand_elements
+
+        expand_elements(names)
+        return names
+
+
+class CampaignConfig(_Section):
+    """A campaign: what is wanted, where it starts, how candidates are made, screened and labelled."""
+
+    name: str = Field(description="the campaign's name in the database", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    database: str = Field(
+        "embedded", description="'embedded' (a file beside campaign.yaml) or mongodb://host/db, without password"
+    )
+    password_file: str | None = Field(
+        None, description="a file that holds the database password; or $INV_DESIGN_DATABASE_PASSWORD"
+    )
+    targets: dict[str, float] = Field(description="property -> wanted value with unit, such as '350 GPa'")
+    data: DataConfig = Field(default_factory=DataConfig)
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    stages: StagesConfig = Field(default_factory=StagesConfig)
+    rounds: int = Field(2, ge=0, le=1000, description="rounds after the initial one (round 0)")
+    chemistry: ChemistryConfig = Field(default_factory=ChemistryConfig)
+    seed: int = Field(0, ge=0, description="the one seed that all others derive from")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> dict[str, float]:
+        if not isinstance(value, dict) or not value:
+            raise ValueError("give at least one target, such as {bulk_modulus_vrh: 350 GPa}")
+        return {property_name(str(k)): parse_target(v, name=property_name(str(k))) for k, v in value.items()}
+
+    @field_validator("database")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if re.search(r"://[^/@:]+:[^@]+@", value):
+            raise ValueError(
+                "the database URI contains a password; take it out and set INV_DESIGN_DATABASE_PASSWORD or password_file"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _modulus(self) -> CampaignConfig:
+        if "bulk_modulus_vrh" not in self.targets:
+            raise ValueError("this version screens by bulk_modulus_vrh: add it to targets")
+        return self
+
+    @property
+    def target(self) -> float:
+        """The bulk modulus wanted, in GPa."""
+        return self.targets["bulk_modulus_vrh"]
+
+
+class ConfigError(ValueError):
+    """A campaign file that cannot be used; the text is one line that names the key and the cure."""
+
+
+def load_config(path: str | Path) -> CampaignConfig:
+    """Return the validated campaign of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is not YAML, or a key or value is wrong; the message names it and what would be right.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `inv-design init DIR` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no keys; `inv-design init DIR` writes an example")
+    try:
+        return CampaignConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_error(error)}") from None
+
+
+def describe_error(error: ValidationError) -> str:
+    """Return one line for all problems of a configuration, with the nearest right key for a misspelt one."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(x) for x in item["loc"]) or "campaign"
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"][:-1])
+            parts.append(f"unknown key {where!r}{_suggest(str(item['loc'][-1]), known)}")
+        elif item["type"] == "missing":
+            parts.append(f"key {where!r} is missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            parts.append(
+                f"{where} = {item['input']!r}: {message}" if item["type"] != "value_error" else f"{where}: {message}"
+            )
+    return "; ".join(parts)
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = CampaignConfig
+    for key in location:
+        model = model.model_fields[key].annotation
+    return list(model.model_fields)
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
