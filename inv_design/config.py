@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,12 +50,14 @@ def parse_target(value: Any, *, name: str) -> float:
         If the text is no number, the unit is another one, or a modulus is not positive.
     """
     unit = PROPERTY_UNITS[name]
-    match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*", str(value))
+    match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*", str(value))
     if match is None:
         raise ValueError(f"target {name}: {value!r} is not a number with a unit, write for example '350 {unit}'")
     number, given = float(match.group(1)), match.group(2)
     if given not in (None, unit):
         raise ValueError(f"target {name}: unit {given!r} is not supported, give it in {unit}")
+    if not math.isfinite(number):
+        raise ValueError(f"target {name}: {value!r} is not finite")
     if name != "e_above_hull" and number <= 0:
         raise ValueError(f"target {name}: {number:g} {unit} is not positive; give a value above 0 {unit}")
     return number
@@ -204,7 +207,7 @@ class CampaignConfig(_Section):
     def _no_password(cls, value: str) -> str:
         if re.search(r"://[^/@:]+:[^@]+@", value):
             raise ValueError(
-                "the database URI contains a password; take it out and set INV_DESIGN_DATABASE_PASSWORD or password_file"
+                "the database URI contains a password; take it out, set INV_DESIGN_DATABASE_PASSWORD or password_file"
             )
         return value
 

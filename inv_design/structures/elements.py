@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: SIM905
 NOBLE_GASES = frozenset("He Ne Ar Kr Xe Rn Og".split())
 ACTINIDES = frozenset("Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr".split())
 NON_METALS = frozenset("H B C N O F Si P S Cl Ge As Se Sb Br Te I Po At".split())  # metalloids included
