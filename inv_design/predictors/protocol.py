@@ -26,7 +26,7 @@ class Prediction:
     values
         Predicted values (n,) in ``unit``; NaN where a crystal could not be predicted.
     std
-        One standard deviation (n,) in ``unit``, calibrated so that about 68 % of true values lie within it; NaN likewise.
+        One standard deviation (n,) in ``unit``, calibrated so that about 68 % of true values lie within it; or NaN.
     unit, property
         Such as ``"GPa"`` and ``"bulk_modulus_vrh"``.
     errors
@@ -44,7 +44,7 @@ class Prediction:
             object.__setattr__(self, "errors", [None] * len(self.values))
         if not len(self.values) == len(self.std) == len(self.errors):
             raise ValueError(
-                f"{len(self.values)} values, {len(self.std)} std and {len(self.errors)} errors; give one of each a crystal"
+                f"{len(self.values)} values, {len(self.std)} std and {len(self.errors)} errors; give equal numbers"
             )
 
     def __len__(self) -> int:
