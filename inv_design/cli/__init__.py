@@ -1,0 +1,83 @@
+"""The command line `inv-design`: one file per noun, loaded only when its command is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from inv_design import __version__
+from inv_design.cli import errors
+from inv_design.cli.options import Settings, common_options
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("init:init", "Write a commented campaign.yaml into a new directory."),
+    "check": ("check:check", "Test every part that a campaign needs; show a tick or the cure."),
+    "ingest": ("ingest:ingest", "Read crystals and their labels from files into the database."),
+    "run": ("run:run", "Plan and execute the rounds of a campaign in this process."),
+    "launch": ("launch:launch", "Put the workflows of a round on the launchpad, and leave them to the workers."),
+    "lpad": ("lpad:lpad", "Call FireWorks' lpad on the launchpad of this campaign."),
+    "status": ("status:status", "Show the funnel: how many candidates passed, failed or wait, and why."),
+    "query": ("query:query", "List candidates that match conditions."),
+    "show": ("show:show", "Show all numbers of one candidate."),
+    "why": ("why:why", "Say why a candidate is where it is."),
+    "lineage": ("lineage:lineage", "Show where a record came from, or what came of it."),
+    "predict": ("predict:predict", "Predict a property of the crystals in files."),
+    "generate": ("generate:generate", "Generate crystals for a target property."),
+    "elastic": ("elastic:elastic", "Relax crystals and calculate their elastic tensors."),
+    "metrics": ("metrics:metrics", "Measure validity, uniqueness, novelty and target error of crystals in a file."),
+    "report": ("report:report", "Write one self-contained HTML page about a campaign."),
+}
+"""Command name -> (module:function inside this package, the first line of its help)."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is called, and turns errors into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the command names in the order of a campaign's life."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return a command by name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"inv_design.cli.{module}"), function)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that ``args`` name; a misspelt one is answered with the nearest name."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{errors.nearest(args[0], list(COMMANDS))}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
+        """Run the command line and exit with 0 done, 1 failed, 2 wrong usage, 3 nothing matched, 130 interrupted."""
+        settings = extra.setdefault("obj", Settings())
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, prog_name or "inv-design", *more, **extra)
+        except Exception as error:
+            code = errors.report(error, debug=settings.debug)
+        sys.exit(code if isinstance(code, int) else errors.DONE)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="inv-design")
+@common_options
+def main() -> None:
+    """Manage campaigns of inverse materials design.
+
+    Generate crystals for a target property, screen them in stages of rising cost, label the survivors, retrain, repeat.
+    Every record is in the campaign's database.
+    """
