@@ -1,1 +1,44 @@
-"""One file per collection of authoritative or derived documents."""
+"""The documents, one file per collection."""
+
+from stores.documents.calculation import Calculation
+from stores.documents.campaign import Campaign
+from stores.documents.campaign_metrics import CampaignMetrics
+from stores.documents.candidate import Candidate
+from stores.documents.candidate_summary import CandidateSummary
+from stores.documents.model import Model
+from stores.documents.prediction import Prediction
+from stores.documents.record import Derived, Record
+from stores.documents.screening_queue import ScreeningQueueItem
+from stores.documents.step import Step
+from stores.documents.structure import Structure
+from stores.documents.training_set import TrainingSet
+
+AUTHORITATIVE: tuple[type[Record], ...] = (
+    Structure,
+    Campaign,
+    Candidate,
+    Prediction,
+    Calculation,
+    Model,
+    TrainingSet,
+    Step,
+)
+DERIVED: tuple[type[Derived], ...] = (CandidateSummary, ScreeningQueueItem, CampaignMetrics)
+
+__all__ = [
+    "AUTHORITATIVE",
+    "DERIVED",
+    "Calculation",
+    "Campaign",
+    "CampaignMetrics",
+    "Candidate",
+    "CandidateSummary",
+    "Derived",
+    "Model",
+    "Prediction",
+    "Record",
+    "ScreeningQueueItem",
+    "Step",
+    "Structure",
+    "TrainingSet",
+]

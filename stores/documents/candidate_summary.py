@@ -1,0 +1,56 @@
+"""One candidate at a glance (derived)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mongoengine import BooleanField, DictField, FloatField, IntField, ListField, StringField
+
+from stores.documents.record import Derived
+
+STAGES = ("generated", "predictor", "mlip", "dft")
+
+
+class CandidateSummary(Derived):
+    """Every key number of a candidate, the last stage it entered, and why it is where it is.
+
+    ``stages`` maps a stage to ``{"status", "value", ...}``; ``bulk_modulus_vrh`` (GPa) is the best available value and
+    ``bulk_modulus_method`` says whose it is; ``target_error`` is relative.
+    """
+
+    candidate_id = StringField(required=True)
+    campaign = StringField(required=True)
+    round = IntField()
+    structure_id = StringField()
+    formula = StringField()
+    chemsys = StringField()
+    elements = ListField(StringField())
+    nsites = IntField()
+    spacegroup = DictField()
+    stage = StringField()
+    status = StringField()
+    reason = StringField()
+    reasons = ListField(StringField())
+    stages = DictField()
+    bulk_modulus_vrh = FloatField()
+    bulk_modulus_method = StringField()
+    target_error = FloatField()
+    born_stable = BooleanField()
+    flags = ListField(StringField())
+    condition = DictField()
+    seed = IntField()
+    generator_model_id = StringField()
+    model_id = StringField()
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "candidate_summaries",
+        "indexes": [
+            {"fields": ["candidate_id"], "unique": True},
+            ("campaign", "round"),
+            ("campaign", "stage", "status"),
+            ("campaign", "bulk_modulus_vrh"),
+            "structure_id",
+            "chemsys",
+            "elements",
+        ],
+    }

@@ -1,0 +1,28 @@
+"""What every document has in common: strict fields and where it came from."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mongoengine import DictField, Document, DynamicDocument, ListField
+
+
+class Record(Document):
+    """An authoritative document: inserted once, never rewritten; fields that are not declared are refused.
+
+    ``spilled`` lists the parts that were too large for a document, ``{"path", "sha256", "size"}`` each, which
+    :func:`stores.artifacts.unspill` puts back.
+    """
+
+    provenance = DictField(required=True)
+    spilled = ListField(DictField())
+
+    meta: ClassVar[dict[str, Any]] = {"abstract": True, "auto_create_index": False, "strict": True}
+
+
+class Derived(DynamicDocument):
+    """A document that a builder owns and may replace at any time; it may carry more fields than are declared."""
+
+    provenance = DictField()
+
+    meta: ClassVar[dict[str, Any]] = {"abstract": True, "auto_create_index": False}
