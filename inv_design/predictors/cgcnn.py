@@ -151,6 +151,12 @@ class Convolution(nn.Module):
 class CGCNN(nn.Module):
     """The network: a batch of crystals in, one standardised number per crystal out."""
 
+    elements: torch.Tensor
+    radii: torch.Tensor
+    log_volumes: torch.Tensor
+    centres: torch.Tensor
+    relative: torch.Tensor
+
     def __init__(self, config: CGCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or CGCNNConfig()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def grouped_folds(groups: Sequence[str], n_folds: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return ``n_folds`` pairs (train indices, test indices); no group is on both sides of a pair.
 
-    Groups are shuffled, then dealt largest first to the smallest fold, so that folds differ by at most one group's size.
+    Groups are shuffled, then dealt largest first to the smallest fold, so folds differ by at most one group's size.
 
     Raises
     ------
@@ -40,11 +40,17 @@ def held_out(groups: Sequence[str], fraction: float) -> np.ndarray:
     """Return a mask (n,) of about ``fraction`` of the groups, chosen by a hash of their names.
 
     The choice depends on nothing but the name, so a group held out of one training is held out of every later one,
-    and a model that continues from an earlier one is still judged on groups it never saw.
+    and a model that continues from an earlier one is still judged on groups it never saw. A positive fraction of two
+    groups or more holds out at least one and keeps at least one.
     """
-    limit = int(fraction * 2**32)
-    chosen = {
-        name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < limit
-        for name in set(map(str, groups))
-    }
-    return np.array([chosen[str(name)] for name in groups], dtype=bool)
+    names = sorted({str(group) for group in groups}, key=_digest)
+    if fraction <= 0.0 or len(names) < 2:
+        return np.zeros(len(groups), dtype=bool)
+    below = sum(_digest(name) < fraction for name in names)
+    chosen = set(names[: min(max(below, 1), len(names) - 1)])
+    return np.array([str(group) in chosen for group in groups], dtype=bool)
+
+
+def _digest(name: str) -> float:
+    """Return a number in [0, 1) that only the name decides."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

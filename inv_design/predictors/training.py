@@ -1,0 +1,130 @@
+"""Training of one crystal graph network: AdamW, cosine learning rate, distorted inputs, averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WARM_UP_STEPS = 50
+GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    epochs, warm_epochs
+        Passes over the data from scratch, and when earlier weights are continued.
+    batch_size, learning_rate, weight_decay
+        Of AdamW (Loshchilov and Hutter, ICLR 2019); the rate follows half a cosine down to zero.
+    warm_rate
+        Factor on the learning rate when earlier weights are continued.
+    strain, rattle
+        Distortion of every training input, label kept: standard deviation of the relative volume change, and the
+        largest standard deviation of a displacement component in Å. A generated crystal is not at the minimum of its
+        energy; its label is that of the relaxed one.
+    average
+        Decay of the exponential moving average of the weights, which is the model that is kept.
+    time_budget
+        Wall time in seconds after which a network must be done; the schedule is shortened to fit. ``None``: epochs
+        decide (and only then is the result reproducible).
+    """
+
+    epochs: int = 40
+    warm_epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_rate: float = 0.3
+    strain: float = 0.02
+    rattle: float = 0.05
+    average: float = 0.99
+    time_budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "warm_epochs", "batch_size", "learning_rate", "warm_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a positive number")
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[torch.Generator]:
+    """Give one thread, seeded global draws and a seeded generator; the state before is restored afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield torch.Generator().manual_seed(seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train_network(
+    graphs: PackedGraphs,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    network: CGCNNConfig,
+    training: TrainingConfig,
+    seed: int,
+    start: CGCNN | None = None,
+    on_epoch: Callable[[int, int, float], None] | None = None,
+) -> CGCNN:
+    """Return a network trained on standardised ``target`` (n,) by the weighted mean absolute error.
+
+    ``start`` gives the weights to continue from; ``on_epoch`` is called with (epoch, epochs, mean loss of the epoch).
+    """
+    epochs = training.epochs if start is None else training.warm_epochs
+    rate = training.learning_rate * (1.0 if start is None else training.warm_rate)
+    with reproducible(seed) as generator:
+        model = CGCNN(network) if start is None else copy.deepcopy(start)
+        model.train()
+        averaged = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=training.weight_decay)
+        steps = epochs * math.ceil(len(graphs) / training.batch_size)
+        step, began = 0, time.monotonic()
+        for epoch in range(epochs):
+            losses = []
+            for index in torch.randperm(len(graphs), generator=generator).split(training.batch_size):
+                done = step / steps
+                if training.time_budget:
+                    done = max(done, (time.monotonic() - began) / training.time_budget)
+                if done >= 1.0:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * done))
+                batch = graphs.batch(index, strain=training.strain, rattle=training.rattle, generator=generator)
+                loss = (weights[index] * (model(batch) - target[index]).abs()).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+                optimizer.step()
+                step += 1
+                _average(averaged, model, min(training.average, step / (step + 10.0)))
+                losses.append(float(loss.detach()))
+            if not losses:
+                break
+            if on_epoch is not None:
+                on_epoch(epoch + 1, epochs, sum(losses) / len(losses))
+    return averaged.eval()
+
+
+@torch.no_grad()
+def _average(averaged: CGCNN, model: CGCNN, decay: float) -> None:
+    for kept, new in zip(averaged.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new, 1.0 - decay)
