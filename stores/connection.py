@@ -1,0 +1,341 @@
+"""One URI for everything: mongoengine documents, maggma stores, FireWorks' launchpad and GridFS on the same database."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gridfs
+    from fireworks import LaunchPad
+
+    from stores.maggma import CampaignStore
+
+DATABASE_VARIABLE = "INV_DESIGN_DATABASE"
+PASSWORD_VARIABLE = "INV_DESIGN_DATABASE_PASSWORD"
+DEFAULT_NAME = "inv_design"
+EMBEDDED_FILE = "inv_design.sqlite"
+TIMEOUT_MS = 5000
+
+_connections: dict[str, Connection] = {}
+
+
+def connect(
+    database: str | None = None,
+    *,
+    root: Path | None = None,
+    password: str | None = None,
+    alias: str = "default",
+    read_only: bool = False,
+) -> Connection:
+    """Connect this process to a campaign's database and return the connection.
+
+    Parameters
+    ----------
+    database
+        ``"embedded"`` (the file ``inv_design.sqlite`` in ``root``), ``"embedded:PATH"``, or a ``mongodb://`` or
+        ``mongodb+srv://`` URI. ``None`` takes the environment's ``INV_DESIGN_DATABASE``, else ``"embedded"``.
+    root
+        Folder that relative paths start from; the working directory by default.
+    password
+        For a URI that has a user and no password; ``INV_DESIGN_DATABASE_PASSWORD`` by default.
+    alias
+        mongoengine's name of the connection. The documents use ``"default"``.
+    read_only
+        Open an embedded database as a snapshot beside the process that writes it, and write nothing to a server.
+
+    Raises
+    ------
+    ValueError
+        If ``database`` is none of these.
+    ConnectionError
+        If the database does not answer, refuses the user, or is held by another process.
+    """
+    database = database or os.environ.get(DATABASE_VARIABLE) or "embedded"
+    if database == "embedded" or database.startswith("embedded:"):
+        path = _embedded_path(database, root)
+        existing = _connections.get(alias)
+        if existing is not None and existing.is_on(path, read_only=read_only):
+            return existing
+        _close_alias(alias)
+        return _register(_open_embedded(path, read_only=read_only), alias)
+    if not re.match(r"mongodb(\+srv)?://", database):
+        raise ValueError(f"{redact(database)!r} is no database; use 'embedded', 'embedded:PATH' or 'mongodb://HOST/NAME'")
+    _close_alias(alias)
+    return _register(_open_mongodb(database, password, read_only=read_only), alias)
+
+
+def current() -> Connection:
+    """Return the connection of this process.
+
+    Raises
+    ------
+    ConnectionError
+        If :func:`connect` was not called.
+    """
+    try:
+        return _connections["default"]
+    except KeyError:
+        raise ConnectionError("this process has no database yet; call stores.connection.connect() first") from None
+
+
+def connect_from_launchpad(launchpad: LaunchPad) -> Connection:
+    """Return a connection to the database that a launchpad is on: for a worker that has only ``my_launchpad.yaml``.
+
+    The launchpad's own client is used, so that credentials are neither repeated nor stored.
+    """
+    existing = _connections.get("default")
+    if existing is not None and existing.client is launchpad.connection and existing.db.name == launchpad.db.name:
+        return existing
+    from stores.embedded import EmbeddedClient
+
+    _close_alias("default")
+    if isinstance(launchpad.connection, EmbeddedClient):
+        uri, kind = f"embedded:{launchpad.connection.path}", "embedded"
+    else:
+        host = launchpad.host if launchpad.uri_mode else f"mongodb://{launchpad.host}:{launchpad.port}/"
+        uri, kind = redact(host), "mongodb"
+    connection = Connection(launchpad.connection, launchpad.db.name, uri_redacted=uri, kind=kind, owns_client=False)
+    return _register(connection, "default")
+
+
+class Connection:
+    """A database that is connected to this process; made by :func:`connect`.
+
+    Attributes
+    ----------
+    client, db
+        A pymongo client and database, or their embedded counterparts.
+    kind
+        ``"embedded"`` or ``"mongodb"``.
+    uri_redacted
+        Where it is, fit for messages and logs: no credentials, no options.
+    read_only
+        Whether writes are refused.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        name: str,
+        *,
+        uri_redacted: str,
+        kind: str,
+        uri: str | None = None,
+        read_only: bool = False,
+        owns_client: bool = True,
+    ) -> None:
+        self.client = client
+        self.db = client[name]
+        self.kind = kind
+        self.uri_redacted = uri_redacted
+        self.read_only = read_only
+        self.alias = "default"
+        self._uri = uri
+        self._owns_client = owns_client
+
+    def __repr__(self) -> str:
+        return f"Connection({self.uri_redacted!r})"
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def launchpad(self, **options: Any) -> LaunchPad:
+        """Return FireWorks' LaunchPad on the same database and the same client; ``options`` go to its constructor."""
+        import fireworks.core.launchpad as fireworks_launchpad
+        from fireworks import LaunchPad
+
+        _dispatch_fireworks_clients(fireworks_launchpad)
+        options = {"strm_lvl": "WARNING", "user_indices": [], "wf_user_indices": ["metadata.campaign"], **options}
+        return LaunchPad(host=self._uri or self.uri_redacted, uri_mode=True, name=self.db.name, **options)
+
+    def maggma_store(self, collection: str, key: str = "candidate_id", **options: Any) -> CampaignStore:
+        """Return a connected maggma store on a collection."""
+        from stores.maggma import CampaignStore
+
+        store = CampaignStore(collection, key=key, **options)
+        store.bind(self)
+        return store
+
+    def gridfs(self, collection: str = "artifacts") -> gridfs.GridFS:
+        """Return the GridFS of large objects."""
+        import gridfs
+
+        return gridfs.GridFS(self.db, collection)
+
+    def ensure_indexes(self) -> None:
+        """Create the indexes of every collection that lacks them."""
+        from stores.queries import ensure_indexes
+
+        ensure_indexes(self)
+
+    def refresh(self) -> None:
+        """Move a read-only embedded snapshot to the present; a server always shows it."""
+        if self.kind == "embedded":
+            self.client.refresh()
+
+    def is_on(self, path: Path, *, read_only: bool) -> bool:
+        """Return whether this is an open embedded connection on a file."""
+        return self.kind == "embedded" and not self.client.closed and self.client.path == path and (
+            self.read_only == read_only
+        )
+
+    def close(self) -> None:
+        """Disconnect mongoengine and close the client; closing twice is fine."""
+        if _connections.get(self.alias) is self:
+            del _connections[self.alias]
+            _disconnect_mongoengine(self.alias)
+        if self._owns_client:
+            self.client.close()
+
+
+def redact(uri: str) -> str:
+    """Return a URI without credentials and without options (which may hold tokens), fit for messages."""
+    without_user = re.sub(r"://.*@", "://***@", uri, flags=re.DOTALL)
+    return without_user.split("?", 1)[0]
+
+
+def scrub(text: str) -> str:
+    """Return text with the credentials of every URI in it replaced."""
+    return re.sub(r"(\w[\w+.-]*://)[^\s'\"]*@", r"\1***@", text)
+
+
+def _embedded_path(database: str, root: Path | None) -> Path:
+    given = database.partition(":")[2]
+    return (Path(root or Path.cwd()) / Path(given or EMBEDDED_FILE).expanduser()).resolve()
+
+
+def _open_embedded(path: Path, *, read_only: bool) -> Connection:
+    from mongomock_ng.gridfs import enable_gridfs_integration
+
+    from stores.embedded import EmbeddedClient
+
+    _enable_once(enable_gridfs_integration)
+    shared = next((c for c in _connections.values() if c.is_on(path, read_only=read_only)), None)
+    client = shared.client if shared else EmbeddedClient(path, read_only=read_only)
+    uri = f"embedded:{path}"
+    return Connection(
+        client, DEFAULT_NAME, uri_redacted=uri, kind="embedded", uri=uri, read_only=read_only, owns_client=shared is None
+    )
+
+
+def _open_mongodb(uri: str, password: str | None, *, read_only: bool) -> Connection:
+    from pymongo import MongoClient
+    from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
+    from pymongo.uri_parser import parse_uri
+
+    options: dict[str, Any] = {"serverSelectionTimeoutMS": TIMEOUT_MS, "uuidRepresentation": "standard"}
+    shown = redact(uri)
+    try:
+        parsed = parse_uri(uri)
+        if parsed["username"] and not parsed["password"]:
+            secret = password or os.environ.get(PASSWORD_VARIABLE)
+            if secret:
+                uri = _with_password(uri, secret)
+            elif "authmechanism" not in {option.lower() for option in parsed["options"]}:
+                raise ConnectionError(f"{shown} names a user without a password; set {PASSWORD_VARIABLE}")
+        client: MongoClient[dict[str, Any]] = MongoClient(uri, **options)
+        client.admin.command("ping")
+        name = parsed["database"] or DEFAULT_NAME
+        if parsed["username"]:
+            client[name].command("count", "campaigns")  # authentication is tested by the first real command
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise ConnectionError(f"{shown} is no usable MongoDB URI ({_first_line(error)}); correct it") from None
+    except OperationFailure as error:
+        raise ConnectionError(
+            f"{shown} refused the user ({_first_line(error)}); check the user, its role and {PASSWORD_VARIABLE}"
+        ) from None
+    except PyMongoError as error:
+        raise ConnectionError(
+            f"{shown} does not answer within {TIMEOUT_MS / 1000:.0f} s ({_first_line(error)}); "
+            "start the server, correct the URI, or use 'embedded'"
+        ) from None
+    return Connection(client, name, uri_redacted=shown, kind="mongodb", uri=uri, read_only=read_only)
+
+
+def _with_password(uri: str, password: str) -> str:
+    """Return the URI with the password in it, for the clients that FireWorks makes from it."""
+    from urllib.parse import quote_plus
+
+    scheme, rest = uri.split("://", 1)
+    user, host = rest.split("@", 1)
+    return f"{scheme}://{user.rstrip(':')}:{quote_plus(password)}@{host}"
+
+
+def _first_line(error: BaseException) -> str:
+    return scrub(str(error).splitlines()[0] if str(error) else type(error).__name__).split(" (configured timeouts", 1)[0].split(", Timeout:", 1)[0]
+
+
+def _register(connection: Connection, alias: str) -> Connection:
+    """Make a connection the one of its alias, in mongoengine too, and see to the indexes."""
+    import mongoengine
+
+    connection.alias = alias
+    _disconnect_mongoengine(alias)
+    mongoengine.connect(
+        connection.db.name,
+        alias=alias,
+        mongo_client_class=lambda **_: connection.client,
+        uuidRepresentation="standard",
+    )
+    _connections[alias] = connection
+    if not connection.read_only:
+        connection.ensure_indexes()
+    return connection
+
+
+def _close_alias(alias: str) -> None:
+    existing = _connections.get(alias)
+    if existing is not None:
+        existing.close()
+
+
+def _disconnect_mongoengine(alias: str) -> None:
+    """Take an alias from mongoengine; closing the client stays with its owner."""
+    import mongoengine
+    from mongoengine import connection as registry
+
+    if alias in registry._connections:
+        registry._connections[alias] = _Unclosable()
+    mongoengine.disconnect(alias)
+
+
+class _Unclosable:
+    def close(self) -> None:
+        """Do nothing: mongoengine closes what it disconnects from, the client has another owner."""
+
+
+def _dispatch_fireworks_clients(module: Any) -> None:
+    """Make FireWorks' launchpads take the client of this process when they are on the same database.
+
+    FireWorks binds ``MongoClient`` at import; the name in its module is the one to replace.
+    """
+    original = module.MongoClient
+    if getattr(original, "dispatches", False):
+        return
+
+    def client_for(host: Any = None, *args: Any, **options: Any) -> Any:
+        for connection in _connections.values():
+            if host is not None and host in (connection._uri, connection.uri_redacted):
+                return connection.client
+        if isinstance(host, str) and host.startswith("embedded:"):
+            return connect(host).client
+        return original(host, *args, **options)
+
+    client_for.dispatches = True  # type: ignore[attr-defined]
+    module.MongoClient = client_for
+
+
+_enabled: set[str] = set()
+
+
+def _enable_once(patch: Any) -> None:
+    """Run a patch of a library once per process."""
+    if patch.__name__ not in _enabled:
+        _enabled.add(patch.__name__)
+        patch()
