@@ -1,1 +1,1 @@
-"""Plots and the HTML report, made from plain records."""
+"""The report: plain records of a campaign in, one self-contained HTML page out."""

@@ -1,0 +1,220 @@
+"""ReportData: everything that the report shows, as plain values; no database."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pymatgen.core import Structure
+
+STAGE_TITLES = {
+    "predictor": "I · rules and predictor",
+    "mlip": "II · machine-learned potential",
+    "dft": "III · label",
+}
+"""Stage -> title; the label's method (DFT or surrogate) is named beside it."""
+
+
+@dataclass
+class StageCount:
+    """What happened to the candidates of one round in one stage; counts of candidates.
+
+    Attributes
+    ----------
+    stage
+        ``predictor``, ``mlip`` or ``dft``.
+    method
+        What judged, such as ``cgcnn``, ``mace-alloy-small`` or ``surrogate (CHGNet E(V))``.
+    reasons
+        Rule of rejection -> candidates that it rejected first.
+    """
+
+    stage: str
+    entered: int = 0
+    passed: int = 0
+    rejected: int = 0
+    failed: int = 0
+    waiting: int = 0
+    method: str = ""
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class RoundData:
+    """One round: what made its candidates, and what became of them."""
+
+    number: int
+    generated: int
+    stages: list[StageCount]
+    generator: str = ""
+    training_set: str = ""
+    training_size: int | None = None
+
+
+@dataclass
+class Distribution:
+    """Bulk moduli of the candidates of one round as one judge sees them.
+
+    Attributes
+    ----------
+    judge
+        Who gave the values, such as ``predictor (cgcnn)`` or ``label: surrogate (CHGNet E(V))``.
+    stage
+        The stage that the judge belongs to; figures are ordered by it.
+    values
+        In GPa, one per candidate.
+    """
+
+    round: int
+    stage: str
+    judge: str
+    values: list[float]
+
+
+@dataclass
+class Evaluation:
+    """How well a round's generator hits one target: ``n`` crystals generated for it and judged, none screened out.
+
+    Attributes
+    ----------
+    target, median
+        In GPa.
+    mean_relative_error
+        Mean of abs(value - target) / target over the crystals (Li et al. 2025, equation 1), dimensionless.
+    """
+
+    round: int
+    target: float
+    judge: str
+    n: int
+    mean_relative_error: float
+    median: float | None = None
+
+
+@dataclass
+class Parity:
+    """Predicted against reference values of one property in GPa, point by point."""
+
+    title: str
+    predicted: list[float]
+    reference: list[float]
+    predicted_by: str
+    reference_by: str
+    std: list[float] | None = None
+
+
+@dataclass
+class LatentMap:
+    """Latent vectors (n, d) of crystals with their bulk moduli (n) in GPa; ``added`` (n) is the round that added each.
+
+    ``added`` is 0 for the initial training set.
+    """
+
+    vectors: Any
+    values: Sequence[float]
+    added: Sequence[int]
+    model: str = ""
+
+
+@dataclass
+class StageNumber:
+    """One number of a candidate: the value in GPa, its standard deviation if known, and what it comes from."""
+
+    stage: str
+    method: str
+    value: float | None
+    std: float | None = None
+    property: str = "bulk_modulus_vrh"
+
+
+@dataclass
+class BestCandidate:
+    """A candidate for the table of the best: its crystal and the numbers of each stage."""
+
+    id: str
+    formula: str
+    structure: Structure | None
+    numbers: list[StageNumber]
+    round: int
+    spacegroup: str = ""
+    born_stable: bool | None = None
+    e_above_hull: float | None = None
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def judged(self) -> StageNumber | None:
+        """The bulk modulus by the most trusted method there is: the last stage with a value."""
+        moduli = [n for n in self.numbers if n.value is not None and n.property == "bulk_modulus_vrh"]
+        return moduli[-1] if moduli else None
+
+
+@dataclass
+class ReportData:
+    """A campaign as the report shows it.
+
+    Attributes
+    ----------
+    target
+        The bulk modulus wanted, in GPa.
+    tolerance
+        Relative deviation within which a labelled candidate counts as a hit.
+    training_values
+        Training-set bulk moduli in GPa by round; the last known set stands for rounds that are absent.
+    element_sets
+        Round -> the elements of each candidate that passed stage I.
+    label_method
+        What gave the labels, such as ``VASP (PBE)`` or ``surrogate (CHGNet E(V))``.
+    provenance
+        Heading -> (name, value) lines of the footer.
+    """
+
+    campaign: str
+    target: float
+    tolerance: float
+    rounds: list[RoundData]
+    created_at: str
+    label_method: str = ""
+    training_values: dict[int, list[float]] = field(default_factory=dict)
+    distributions: list[Distribution] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    parities: list[Parity] = field(default_factory=list)
+    latent: LatentMap | None = None
+    element_sets: dict[int, list[list[str]]] = field(default_factory=dict)
+    best: list[BestCandidate] = field(default_factory=list)
+    provenance: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+    @property
+    def label_is_surrogate(self) -> bool:
+        """Whether the labels are not DFT."""
+        return "surrogate" in self.label_method.lower()
+
+    def labels(self) -> dict[int, list[float]]:
+        """Return the label values in GPa by round."""
+        found: dict[int, list[float]] = {}
+        for item in self.distributions:
+            if item.stage == "dft":
+                found.setdefault(item.round, []).extend(item.values)
+        return found
+
+    def hits(self) -> dict[int, tuple[int, int]]:
+        """Return round -> (labels within the tolerance of the target, labels)."""
+        low, high = self.target * (1 - self.tolerance), self.target * (1 + self.tolerance)
+        return {
+            number: (sum(low <= v <= high for v in values), len(values)) for number, values in self.labels().items()
+        }
+
+    def training_for(self, number: int) -> list[float]:
+        """Return the training-set values in GPa that round ``number`` was generated from."""
+        known = [r for r in self.training_values if r <= number]
+        return self.training_values[max(known)] if known else next(iter(self.training_values.values()), [])
+
+
+def element_shares(sets: Sequence[Sequence[str]]) -> list[tuple[str, float]]:
+    """Return (element, share of the crystals that contain it, 0..1), largest first, ties by symbol."""
+    counts = Counter(symbol for elements in sets for symbol in set(elements))
+    total = len(sets)
+    return [(symbol, count / total) for symbol, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
