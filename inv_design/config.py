@@ -162,6 +162,15 @@ class GeneratorConfig(_Section):
     settings: dict[str, Any] = Field({}, description="further settings of the generator, passed on as they are")
 
 
+class EvaluationConfig(_Section):
+    """The check at the end of each round: samples at several targets, judged by the stage-II potential."""
+
+    targets: list[float] = Field(
+        [60.0, 100.0, 200.0, 250.0, 300.0, 350.0, 400.0], description="GPa; bulk moduli to sample at (empty: no evaluation)"
+    )
+    samples: int = Field(10, ge=1, description="crystals sampled and judged per target")
+
+
 class ChemistryConfig(_Section):
     """Elements that candidates may not contain, and soft costs."""
 
@@ -193,6 +202,7 @@ class CampaignConfig(_Section):
     stages: StagesConfig = Field(default_factory=StagesConfig)
     rounds: int = Field(2, ge=0, le=1000, description="rounds after the initial one (round 0)")
     chemistry: ChemistryConfig = Field(default_factory=ChemistryConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     seed: int = Field(0, ge=0, description="the one seed that all others derive from")
 
     @field_validator("targets", mode="before")

@@ -1,0 +1,47 @@
+"""Stage-III backends: each computes the bulk modulus of one crystal; results say which backend made them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from inv_design.config import CampaignConfig
+
+
+class Backend(Protocol):
+    """What ``surrogate`` implements, and ``gpaw`` and ``vasp`` will."""
+
+    method: str
+    """Stored with every result: ``surrogate``, ``gpaw`` or ``vasp``."""
+    kind: str
+    """The kind of calculation: ``eos`` or ``elastic``."""
+    label: str
+    """How plots and tables name it; a surrogate is called one."""
+
+    def protocol(self, config: CampaignConfig) -> dict[str, Any]:
+        """Return everything that determines the result."""
+        ...
+
+    def compute(self, structures: Sequence[Any], config: CampaignConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (index, record) as crystals finish; a failure is a record with ``state`` failed, never an exception.
+
+        The record has ``state``, ``results`` (``bulk_modulus_vrh`` in GPa, ...), ``flags``, ``error``, ``structure``.
+        """
+        ...
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend of a name.
+
+    Raises
+    ------
+    ValueError
+        If this version does not have it.
+    """
+    if name == "surrogate":
+        from fireworks_specs.backends.surrogate import Surrogate
+
+        return Surrogate()
+    raise ValueError(f"stages.dft.backend {name!r} is not in this version; use 'surrogate'")

@@ -1,0 +1,360 @@
+"""Execution: register a campaign, put steps on its launchpad, run them in this process, recover lost ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from fireworks import LaunchPad
+
+    from inv_design.config import CampaignConfig
+    from stores.connection import Connection
+
+ACTIVE_STATES = ["READY", "RESERVED", "RUNNING", "WAITING"]
+_SETTINGS_THAT_MAY_CHANGE = ("rounds", "database", "password_file")
+
+
+class CampaignFailed(RuntimeError):  # noqa: N818
+    """Fireworks failed and nothing is left that could go on; the message names them and the cure."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one ``run`` did."""
+
+    fireworks_run: int
+    fireworks_failed: int
+    recovered: int
+    finished: bool
+
+
+def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, str], None] | None = None) -> None:
+    """Ingest the campaign's data and insert the campaign, unless both are there.
+
+    Raises
+    ------
+    ValueError
+        If the database holds a campaign of that name with other settings.
+    """
+    from stores.documents.campaign import Campaign
+    from stores.provenance import provenance
+    from stores.queries import ensure_indexes
+
+    ensure_indexes()
+    stored = Campaign.objects(name=config.name).first()
+    plain = config.model_dump(mode="json")
+    if stored is not None:
+        changed = changed_settings(dict(stored.config), plain)
+        if changed:
+            raise ValueError(
+                f"campaign {config.name!r} is in the database with other settings ({'; '.join(changed)}): "
+                "undo the change, or choose another name for a new campaign"
+            )
+        return
+    ingest_data(config, progress=progress)
+    kept = {key: value for key, value in plain.items() if key != "password_file"}
+    Campaign(
+        name=config.name,
+        config=kept,
+        targets=config.targets,
+        created_by=provenance()["created_by"],
+        state="active",
+        provenance=provenance(),
+    ).save(force_insert=True)
+
+
+def changed_settings(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the settings that differ, as ``key old -> new``; rounds and the database's address may."""
+    changed = []
+    for key in sorted(stored.keys() | new.keys()):
+        old_value, new_value = stored.get(key), new.get(key)
+        if not prefix and key in _SETTINGS_THAT_MAY_CHANGE:
+            continue
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            changed += changed_settings(old_value, new_value, f"{prefix}{key}.")
+        elif old_value != new_value:
+            changed.append(f"{prefix}{key} {old_value!r} -> {new_value!r}")
+    return changed
+
+
+def ingest_data(config: CampaignConfig, *, progress: Callable[[int, int, str], None] | None = None) -> None:
+    """Insert the campaign's labelled crystals as structures with reference calculations (idempotent).
+
+    Raises
+    ------
+    ValueError
+        If the data source is neither packaged nor a readable file, or nothing of it passes the filter.
+    """
+    from inv_design.datasets.mp_binaries import SOURCE, filter_dataset, load_mp_binaries
+    from inv_design.structures.elements import expand_elements
+    from stores.ingest import ingest_reference
+
+    data = config.data
+    if data.source == "mp-binaries":
+        entries, source = load_mp_binaries(), SOURCE
+    else:
+        from inv_design.datasets.files import load_labelled
+
+        entries, source = load_labelled(data.source), data.source
+    chosen = filter_dataset(
+        entries,
+        elements=expand_elements(data.elements),
+        exclude=expand_elements(data.exclude),
+        max_sites=data.max_sites,
+        label_range=data.label_range,
+    )
+    if not chosen:
+        raise ValueError(f"data: none of {len(entries)} entries of {data.source} passes the filter; widen data.elements")
+    if data.max_entries is not None:
+        entries = sorted(chosen, key=lambda e: e.source_id)[: data.max_entries]
+    ingest_reference(entries, source, progress=progress)
+
+
+def advance(launchpad: LaunchPad, campaign: str, config: CampaignConfig, *, rounds: int, force: bool = False) -> int:
+    """Put the next step's workflows on the launchpad; return how many.
+
+    Of several workers that derive the same step one gets the claim, the others add nothing. ``force`` adds it under a
+    new claim: for a step whose workflows are lost or failed.
+    """
+    from fireworks_specs.steps import next_step
+    from fireworks_specs.workflows import step_workflows
+    from stores.steps import claim_step
+
+    step = next_step(campaign, config, rounds=rounds)
+    if step is None:
+        return 0
+    key, attempt = step.key, 1
+    while not claim_step(key, {"campaign": campaign, "items": len(step.items)}):
+        if not force:
+            return 0
+        attempt += 1
+        key = f"{step.key}#{attempt}"
+    workflows = step_workflows(step, rounds=rounds)
+    launchpad.bulk_add_wfs(workflows)
+    return len(workflows)
+
+
+def work_in_progress(launchpad: LaunchPad, campaign: str) -> bool:
+    """Return whether pieces of work (not advances) of a campaign are waiting or running."""
+    query = {"spec.campaign": campaign, "spec.role": "work", "state": {"$in": ACTIVE_STATES}}
+    return launchpad.fireworks.find_one(query, {"fw_id": 1}) is not None
+
+
+def launch(connection: Connection, config: CampaignConfig, *, rounds: int | None = None) -> int:
+    """Put the campaign's next step on the launchpad unless it has work there; return the number of workflows added.
+
+    The workflows put what follows on the launchpad themselves, so that workers need nothing but ``rlaunch``.
+    """
+    launchpad = connection.launchpad()
+    register_campaign(config)
+    if _active(launchpad, config.name):
+        return 0
+    return advance(launchpad, config.name, config, rounds=config.rounds if rounds is None else rounds, force=True)
+
+
+def write_workflows(connection: Connection, config: CampaignConfig, path: Path, *, rounds: int | None = None) -> int:
+    """Write the next step's workflows to a YAML file that ``lpad add`` accepts; return how many.
+
+    ``lpad add`` takes one workflow per file, so that several become one workflow of independent chains.
+    """
+    from fireworks import Workflow
+
+    from fireworks_specs.steps import next_step
+    from fireworks_specs.workflows import step_workflows
+
+    register_campaign(config)
+    last = config.rounds if rounds is None else rounds
+    step = next_step(config.name, config, rounds=last)
+    if step is None:
+        return 0
+    workflows = step_workflows(step, rounds=last)
+    links = {parent: children for w in workflows for parent, children in w.links.items()}
+    merged = Workflow([fw for w in workflows for fw in w.fws], links, name=step.key, metadata=workflows[0].metadata)
+    merged.to_file(str(path))
+    return len(workflows)
+
+
+def run(
+    connection: Connection, config: CampaignConfig, *, rounds: int | None = None, directory: Path | None = None
+) -> RunSummary:
+    """Run a campaign's rounds in this process to their end, from wherever it stands.
+
+    Raises
+    ------
+    CampaignFailed
+        If the same step failed twice in a row without a single new result.
+    KeyboardInterrupt
+        On Ctrl-C, after the interrupted firework was put back.
+    """
+    from fireworks import FWorker
+    from fireworks.core.rocket_launcher import launch_rocket
+
+    from fireworks_specs.steps import next_step
+
+    last = config.rounds if rounds is None else rounds
+    launchpad = connection.launchpad()
+    register_campaign(config, progress=_report_ingest)
+    recovered = recover(launchpad, config.name, everything=connection.kind == "embedded")
+    worker = FWorker(name=worker_name(), query={"spec.campaign": config.name})
+    count = failed = 0
+    stuck: str | None = None
+    with _working_directory(directory), _interruptible() as interrupt:
+        while True:
+            if _ready(launchpad, config.name):
+                launch_rocket(launchpad, worker, strm_lvl="CRITICAL")
+                count += 1
+                if interrupt.is_set:
+                    recover(launchpad, config.name, everything=connection.kind == "embedded")
+                    raise KeyboardInterrupt
+                continue
+            if _active(launchpad, config.name):
+                if not _wait_for_others(launchpad, config.name, interrupt):
+                    raise KeyboardInterrupt
+                continue
+            step = next_step(config.name, config, rounds=last)
+            if step is None:
+                break
+            failed = _fizzled(launchpad, config.name)
+            if stuck == step.key:
+                raise CampaignFailed(_failure_message(launchpad, config.name, step.name, step.round))
+            stuck = step.key
+            advance(launchpad, config.name, config, rounds=last, force=True)
+    return RunSummary(count, failed, recovered, finished=True)
+
+
+def recover(launchpad: LaunchPad, campaign: str, *, everything: bool) -> int:
+    """Give up the fireworks of dead processes of this host; return how many.
+
+    The records, not the launchpad, say what is done: what a lost workflow left undone is planned anew. ``everything``
+    treats every unfinished workflow as lost (the embedded store has one process, so no other can be at work).
+    """
+    query: dict[str, Any] = {"spec.campaign": campaign, "state": {"$in": [*ACTIVE_STATES, "FIZZLED"]}}
+    lost: set[int] = set()
+    for document in launchpad.fireworks.find(query, {"fw_id": 1, "state": 1}):
+        dead = document["state"] in ("RUNNING", "RESERVED") and _worker_is_dead(launchpad, document["fw_id"])
+        if everything or dead or document["state"] == "FIZZLED":
+            lost.add(document["fw_id"])
+    for workflow in launchpad.workflows.find({"nodes": {"$in": sorted(lost)}}, {"nodes": 1}):
+        lost |= set(workflow["nodes"])
+    # written directly: a process killed in the middle may have left a workflow that FireWorks cannot load
+    chosen = {"fw_id": {"$in": sorted(lost)}}
+    unfinished = {"state": {"$in": [*ACTIVE_STATES, "FIZZLED"]}}
+    launchpad.fireworks.update_many(chosen | unfinished, {"$set": {"state": "ARCHIVED"}})
+    launchpad.launches.update_many(chosen | {"state": {"$in": ["RUNNING", "RESERVED"]}}, {"$set": {"state": "FIZZLED"}})
+    launchpad.workflows.update_many({"nodes": {"$in": sorted(lost)}}, {"$set": {"state": "ARCHIVED", "locked": False}})
+    return len(lost)
+
+
+def worker_name() -> str:
+    """Return the name under which this process takes fireworks: host and process id."""
+    return f"run@{socket.gethostname()}:{os.getpid()}"
+
+
+def _worker_is_dead(launchpad: LaunchPad, fw_id: int) -> bool:
+    launch = launchpad.launches.find_one({"fw_id": fw_id}, {"fworker.name": 1}, sort=[("launch_id", -1)])
+    name = ((launch or {}).get("fworker") or {}).get("name", "")
+    prefix = f"run@{socket.gethostname()}:"
+    if not name.startswith(prefix):
+        return False  # another host's or an rlaunch worker: `inv-design doctor` and FireWorks' own detection judge it
+    pid = int(name.removeprefix(prefix))
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _ready(launchpad: LaunchPad, campaign: str) -> bool:
+    query = {"spec.campaign": campaign, "state": "READY"}
+    return launchpad.fireworks.find_one(query, {"fw_id": 1}) is not None
+
+
+def _active(launchpad: LaunchPad, campaign: str) -> bool:
+    query = {"spec.campaign": campaign, "state": {"$in": ACTIVE_STATES}}
+    return launchpad.fireworks.find_one(query, {"fw_id": 1}) is not None
+
+
+def _fizzled(launchpad: LaunchPad, campaign: str) -> int:
+    return int(launchpad.fireworks.count_documents({"spec.campaign": campaign, "state": "FIZZLED"}))
+
+
+def _failure_message(launchpad: LaunchPad, campaign: str, step: str, number: int) -> str:
+    document = launchpad.fireworks.find_one(
+        {"spec.campaign": campaign, "state": "FIZZLED"}, {"fw_id": 1, "name": 1}, sort=[("fw_id", -1)]
+    )
+    if document is None:
+        return f"round {number}, step {step}: no new results although its fireworks completed; see `inv-design lpad get_fws`"
+    launch = launchpad.launches.find_one({"fw_id": document["fw_id"]}, {"action": 1}, sort=[("launch_id", -1)])
+    trace = (((launch or {}).get("action") or {}).get("stored_data") or {}).get("_exception", {}).get("_stacktrace", "")
+    last_line = trace.strip().splitlines()[-1] if trace.strip() else "unknown error"
+    return (
+        f"round {number}, step {step}: firework {document['fw_id']} failed twice: {last_line}; "
+        f"see `inv-design lpad get_fws -i {document['fw_id']} -d all`, mend it and call run again"
+    )
+
+
+def _wait_for_others(launchpad: LaunchPad, campaign: str, interrupt: _Interrupt) -> bool:
+    """Wait while other workers hold the campaign's fireworks; return False when interrupted."""
+    import time
+
+    while _active(launchpad, campaign) and not _ready(launchpad, campaign):
+        if interrupt.is_set:
+            return False
+        recover(launchpad, campaign, everything=False)
+        time.sleep(1.0)
+    return True
+
+
+class _Interrupt:
+    is_set = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    """Note Ctrl-C and SIGTERM: FireWorks turns the exception into a failed firework, the note survives it."""
+    note = _Interrupt()
+
+    def on_signal(signum: int, frame: object) -> None:
+        note.is_set = True
+        raise KeyboardInterrupt
+
+    try:
+        previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals stay with whoever owns it
+        previous = {}
+    try:
+        yield note
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _working_directory(directory: Path | None) -> Iterator[None]:
+    """Keep FireWorks' files out of the way: no FW.json, and a launch directory only where one is given."""
+    from fireworks.core import rocket
+
+    previous = rocket.PRINT_FW_JSON
+    rocket.PRINT_FW_JSON = False
+    try:
+        yield
+    finally:
+        rocket.PRINT_FW_JSON = previous
+
+
+def _report_ingest(done: int, total: int, text: str = "") -> None:
+    from fireworks_specs.progress import report
+
+    report("ingest reference data", done, total)

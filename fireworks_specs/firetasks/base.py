@@ -1,0 +1,100 @@
+"""What all firetasks share: the campaign's database, its configuration, and models loaded once per process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from fireworks import FiretaskBase
+
+if TYPE_CHECKING:
+    from fireworks import FWAction
+
+    from inv_design.config import CampaignConfig
+    from inv_design.generators.protocol import Generator
+    from inv_design.predictors.protocol import Predictor
+
+
+class CampaignTask(FiretaskBase):
+    """A firetask of a campaign: connects to the launchpad's own database, then calls :meth:`work`.
+
+    The launchpad and the records share one database, so a worker needs no setting but ``my_launchpad.yaml``.
+    """
+
+    required_params = ("campaign", "round")
+
+    def run_task(self, fw_spec: dict[str, Any]) -> FWAction | None:
+        """Connect and work."""
+        from stores.connection import connect_from_launchpad
+
+        connect_from_launchpad(self.launchpad)
+        return self.work(fw_spec)
+
+    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+        """Do the task; ids in, records out."""
+        raise NotImplementedError
+
+    @property
+    def config(self) -> CampaignConfig:
+        """The campaign's stored configuration."""
+        return campaign_config(self["campaign"])
+
+    def provenance(self, inputs: list[str]) -> dict[str, Any]:
+        """Return the provenance of a document that this firework writes."""
+        from stores.provenance import provenance
+
+        return provenance(inputs=inputs, fw_id=getattr(self, "fw_id", None))
+
+
+def campaign_config(name: str) -> CampaignConfig:
+    """Return the configuration that a campaign was registered with.
+
+    Raises
+    ------
+    ValueError
+        If the database has no such campaign.
+    """
+    from inv_design.config import CampaignConfig
+    from stores.documents.campaign import Campaign
+
+    document = Campaign.objects(name=name).first()
+    if document is None:
+        known = ", ".join(sorted(Campaign.objects.scalar("name"))) or "none"
+        raise ValueError(f"the database has no campaign {name!r} (it has: {known}); `inv-design run` registers one")
+    return CampaignConfig.model_validate(document.config)
+
+
+@lru_cache(maxsize=4)
+def load_predictor_model(model_id: str) -> Predictor:
+    """Return the predictor of a ``models`` document."""
+    from inv_design.predictors.registry import load_predictor
+
+    return load_predictor(_weights(model_id))
+
+
+@lru_cache(maxsize=2)
+def load_generator_model(model_id: str) -> Generator:
+    """Return the generator of a ``models`` document."""
+    from inv_design.generators.registry import load_generator
+
+    return load_generator(_weights(model_id))
+
+
+def _weights(model_id: str) -> bytes:
+    from stores.documents.model import Model
+
+    document = Model.objects(model_id=model_id).first()
+    if document is None:
+        raise ValueError(f"the database has no model {model_id!r}")
+    blob: bytes = document.load()
+    return blob
+
+
+def structures_by_id(ids: list[str]) -> dict[str, Any]:
+    """Return structure id -> pymatgen Structure for the ids that the database has."""
+    from pymatgen.core import Structure as Crystal
+
+    from stores.documents.structure import Structure
+
+    documents = Structure.objects(structure_id__in=ids).only("structure_id", "structure")
+    return {d.structure_id: Crystal.from_dict(d.structure) for d in documents}

@@ -1,0 +1,60 @@
+"""DFT: label the bulk modulus of one candidate with the campaign's stage-III backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fireworks import FWAction, explicit_serialize
+
+from fireworks_specs.firetasks.base import CampaignTask, structures_by_id
+from fireworks_specs.firetasks.elastic import insert_result, without_calculation
+from fireworks_specs.progress import report
+
+
+@explicit_serialize
+class DftTask(CampaignTask):
+    """Insert one calculation by the backend (``surrogate``, later ``gpaw`` and ``vasp``), a failure included.
+
+    The backend starts from the crystal that stage II relaxed; the result belongs to the candidate's structure.
+    """
+
+    required_params = ("campaign", "round", "structure_ids")
+
+    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+        """Compute what has no result under the protocol yet."""
+        from fireworks_specs.backends import get_backend
+        from fireworks_specs.protocols import dft_protocol
+
+        backend = get_backend(self.config.stages.dft.backend)
+        protocol = dft_protocol(self.config)
+        todo = without_calculation(self["structure_ids"], backend.kind, protocol)
+        starts = {i: relaxed_structure(i) for i in todo}
+        ids = [i for i in todo if starts[i][1] is not None]
+        results = backend.compute([starts[i][1] for i in ids], self.config)
+        for done, (index, record) in enumerate(results, start=1):
+            structure_id = ids[index]
+            insert_result(
+                record,
+                structure_id,
+                kind=backend.kind,
+                method=backend.method,
+                protocol=protocol,
+                provenance=self.provenance([structure_id, starts[structure_id][0]]),
+            )
+            report(f"round {self['round']}: stage III, {backend.label}", done, len(ids))
+        return None
+
+
+def relaxed_structure(structure_id: str) -> tuple[str, Any]:
+    """Return (id of the stage-II calculation or the structure, crystal to start from)."""
+    from stores.documents.calculation import Calculation
+
+    calculation = (
+        Calculation.objects(structure_id=structure_id, kind="elastic", method="mlip", state="completed")
+        .order_by("-id")
+        .first()
+    )
+    if calculation is not None and calculation.output_structure_id:
+        found = structures_by_id([calculation.output_structure_id])
+        return calculation.calculation_id, found.get(calculation.output_structure_id)
+    return structure_id, structures_by_id([structure_id]).get(structure_id)

@@ -1,0 +1,97 @@
+"""Elastic: relaxation and elastic tensor of a few candidates with a machine-learned potential (stage II)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fireworks import FWAction, explicit_serialize
+
+from fireworks_specs.firetasks.base import CampaignTask, structures_by_id
+from fireworks_specs.progress import report
+
+
+@explicit_serialize
+class ElasticTask(CampaignTask):
+    """Insert one calculation per structure id as soon as it is finished, failures included."""
+
+    required_params = ("campaign", "round", "structure_ids")
+
+    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+        """Compute what has no result under the protocol yet."""
+        from fireworks_specs.pool import map_unordered
+        from fireworks_specs.protocols import mlip_protocol
+        from inv_design.mechanics.stages import measure_elasticity
+
+        stage = self.config.stages.mlip
+        protocol = mlip_protocol(self.config)
+        todo = without_calculation(self["structure_ids"], "elastic", protocol)
+        structures = structures_by_id(todo)
+        ids = [i for i in todo if i in structures]
+        arguments = [
+            {
+                "structure": structures[i],
+                "calculator": stage.calculator,
+                "fmax": stage.fmax,
+                "max_steps": stage.max_steps,
+                "keep_structure": stage.keep_structure,
+            }
+            for i in ids
+        ]
+        text = f"round {self['round']}: stage II, {stage.calculator}"
+        for done, (index, record) in enumerate(map_unordered(measure_elasticity, arguments), start=1):
+            insert_result(
+                record, ids[index], kind="elastic", method="mlip", protocol=protocol, provenance=self.provenance([ids[index]])
+            )
+            report(text, done, len(ids))
+        return None
+
+
+def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any]) -> list[str]:
+    """Return the structure ids that have no calculation of this kind and protocol."""
+    from stores.documents.calculation import Calculation
+    from stores.identity import protocol_id
+
+    known = set(
+        Calculation.objects(structure_id__in=ids, kind=kind, protocol_id=protocol_id(protocol)).scalar("structure_id")
+    )
+    return [i for i in ids if i not in known]
+
+
+def insert_result(
+    record: dict[str, Any],
+    structure_id: str,
+    *,
+    kind: str,
+    method: str,
+    protocol: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Insert the relaxed structure and the calculation of a computed record."""
+    from pymatgen.core import Structure
+
+    from stores.identity import protocol_id
+    from stores.records import insert_calculation, insert_structure
+
+    output = None
+    if record["structure"] is not None:
+        try:
+            output = insert_structure(
+                Structure.from_dict(record["structure"]),
+                source={"kind": "relaxed", "id": structure_id},
+                provenance=provenance,
+            )
+        except ValueError as error:  # a cell that collapsed has no identity; the numbers are kept
+            record = {**record, "flags": [*record["flags"], "no_output_structure"], "error": record["error"] or str(error)}
+    insert_calculation(
+        structure_id=structure_id,
+        kind=kind,
+        method=method,
+        protocol_id=protocol_id(protocol),
+        protocol=protocol,
+        state=record["state"],
+        results=record["results"],
+        flags=record["flags"],
+        error=record["error"],
+        output_structure_id=output,
+        provenance=provenance,
+    )

@@ -1,0 +1,97 @@
+"""Generate: one chunk of crystals under the campaign's condition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fireworks import FWAction, explicit_serialize
+
+from fireworks_specs.firetasks.base import CampaignTask, load_generator_model
+from fireworks_specs.progress import report
+from fireworks_specs.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from inv_design.config import CampaignConfig
+    from inv_design.generators.protocol import Condition, Generator
+
+
+@explicit_serialize
+class GenerateTask(CampaignTask):
+    """Sample chunk number ``chunk`` and insert its crystals as candidates; the seed follows from round and chunk."""
+
+    required_params = ("campaign", "round", "chunk")
+
+    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+        """Insert the structures and candidates of the chunk unless it is finished."""
+        from fireworks_specs.steps import chunk_key, model_of_round
+        from stores.records import insert_candidates, insert_structures
+        from stores.steps import claim_step, step_exists
+
+        name, number, chunk = self["campaign"], self["round"], self["chunk"]
+        key = chunk_key(name, number, chunk)
+        if step_exists(key):
+            return None
+        config = self.config
+        section = config.generator
+        wanted = min(section.chunk, section.samples_per_round - chunk * section.chunk)
+        model = model_of_round(name, number, "generator")
+        generator = configured_generator(model.model_id, config)
+        seed = derive_seed(config.seed, number, "generate", chunk)
+        condition = campaign_condition(config)
+        samples = generator.sample(
+            wanted, condition, seed=seed, progress=lambda done, total, text="": report(
+                f"round {number}: generate chunk {chunk} {text}".strip(), done, total
+            )
+        )  # fmt: skip
+        provenance = self.provenance([model.model_id])
+        source = {"kind": "generated", "id": model.model_id}
+        ids = insert_structures([s.structure for s in samples], source=source, provenance=provenance)
+        insert_candidates(
+            [
+                {
+                    "campaign": name,
+                    "structure_id": structure_id,
+                    "round": number,
+                    "generator_model_id": model.model_id,
+                    "condition": condition.to_dict(),
+                    "seed": seed,
+                    "index": chunk * section.chunk + sample.index,
+                    "score": sample.score,
+                }
+                for structure_id, sample in zip(ids, samples, strict=True)
+            ],
+            provenance=provenance,
+        )
+        statistics = {"wanted": wanted, "delivered": len(samples), **getattr(generator, "last_statistics", {})}
+        claim_step(key, {"campaign": name, "statistics": _plain(statistics)})
+        return None
+
+
+def campaign_condition(config: CampaignConfig, target: float | None = None) -> Condition:
+    """Return the sampling condition of a campaign, at its own bulk modulus or at ``target`` (GPa)."""
+    from inv_design.generators.protocol import Condition
+    from inv_design.structures.elements import expand_elements
+
+    return Condition(
+        targets={"bulk_modulus_vrh": config.target if target is None else target},
+        exclude_elements=expand_elements(config.chemistry.exclude),
+        max_sites=config.generator.max_sites,
+    )
+
+
+def configured_generator(model_id: str, config: CampaignConfig) -> Generator:
+    """Return a generator with the campaign's sampling settings (latent filter, guidance)."""
+    generator = load_generator_model(model_id)
+    configure = getattr(generator, "configure", None)
+    if configure is not None:
+        configure(latent_filter=config.generator.latent_filter, guidance=config.generator.guidance)
+    return generator
+
+
+def _plain(value: Any) -> Any:
+    """Return statistics with numpy scalars turned into plain numbers."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,140 @@
+"""Train: the predictor and the generator of a round, from an immutable training set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fireworks import FWAction, explicit_serialize
+
+from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, load_predictor_model, structures_by_id
+from fireworks_specs.progress import report
+from fireworks_specs.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inv_design.config import CampaignConfig
+    from stores.documents.model import Model
+
+PROPERTY = "bulk_modulus_vrh"
+
+
+@explicit_serialize
+class TrainTask(CampaignTask):
+    """Train the model of one ``kind`` (predictor, generator) for a round and insert it with its parent.
+
+    Round 0 learns from the reference labels (or takes the packaged weights, which learned from the same); later rounds
+    continue from the round before, with the new labels and a replay of the old ones.
+    """
+
+    required_params = ("campaign", "round", "kind")
+
+    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+        """Insert the model unless the round has one."""
+        from builders.run import build_training_set
+        from fireworks_specs.steps import model_of_round
+        from stores.documents.training_set import TrainingSet
+        from stores.records import insert_model
+
+        name, number, kind = self["campaign"], self["round"], self["kind"]
+        if model_of_round(name, number, kind) is not None:
+            return None
+        training_set = TrainingSet.objects(training_set_id=build_training_set(name, number)).first()
+        parent = model_of_round(name, number - 1, kind) if number > 0 else None
+        seed = derive_seed(self.config.seed, number, "train", kind)
+        train = train_predictor if kind == "predictor" else train_generator
+        model, metrics, hyperparameters = train(
+            self.config, training_set.load_members(), parent, seed, lambda done, total, text="": report(
+                f"round {number}: train {kind} {text}".strip(), done, total
+            )
+        )  # fmt: skip
+        insert_model(
+            model.to_bytes(),
+            kind=kind,
+            name=model.name,
+            property=PROPERTY,
+            training_set_id=training_set.training_set_id,
+            parent_model_id=parent.model_id if parent else None,
+            campaign=name,
+            round=number,
+            seed=seed,
+            hyperparameters=hyperparameters,
+            metrics=metrics,
+            provenance=self.provenance([training_set.training_set_id] + ([parent.model_id] if parent else [])),
+        )
+        return None
+
+
+def labelled(members: list[dict[str, Any]]) -> tuple[list[Any], list[float], list[str], list[str]]:
+    """Return (structures, values in GPa, chemical systems, label methods) of a training set's members."""
+    known = structures_by_id([m["structure_id"] for m in members])
+    used = [m for m in members if m["structure_id"] in known and PROPERTY in m["labels"]]
+    return (
+        [known[m["structure_id"]] for m in used],
+        [float(m["labels"][PROPERTY]["value"]) for m in used],
+        [m["chemsys"] for m in used],
+        [m["labels"][PROPERTY]["method"] for m in used],
+    )
+
+
+def train_predictor(
+    config: CampaignConfig, members: list[dict[str, Any]], parent: Model | None, seed: int, progress: Callable[..., None]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return (predictor, metrics, hyperparameters) of a round."""
+    from inv_design.predictors.registry import default_predictor, make_predictor
+
+    stage = config.stages.predictor
+    if parent is None and uses_packaged(config) and stage.model == "cgcnn":
+        predictor = default_predictor()
+        return predictor, {}, {"packaged": True}
+    settings: dict[str, Any] = {}
+    if stage.model == "cgcnn":
+        settings = {"committee": stage.committee} | ({"epochs": stage.epochs} if stage.epochs else {})
+    structures, values, groups, _ = labelled(members)
+    predictor = make_predictor(stage.model, property=PROPERTY, **settings)
+    previous = load_predictor_model(parent.model_id) if parent else None
+    metrics = predictor.fit(structures, values, groups=groups, seed=seed, warm_start=previous, progress=progress)
+    return predictor, metrics, {**settings, "model": stage.model, "warm_start": previous is not None}
+
+
+def train_generator(
+    config: CampaignConfig, members: list[dict[str, Any]], parent: Model | None, seed: int, progress: Callable[..., None]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return (generator, metrics, hyperparameters) of a round."""
+    from inv_design.generators.registry import default_generator, make_generator
+
+    section = config.generator
+    if parent is None and uses_packaged(config) and section.name == "con_cdvae":
+        return default_generator(), {}, {"packaged": True}
+    structures, values, _, methods = labelled(members)
+    if parent is None:
+        generator = make_generator(section.name, **section.settings)
+        metrics = generator.fit(
+            structures, values, property=PROPERTY, seed=seed, budget=section.budget, progress=progress
+        )
+        return generator, metrics, {"budget": section.budget, **section.settings}
+    # a copy: finetune changes the generator in place, and the parent stays cached
+    from inv_design.generators.registry import load_generator
+
+    generator = load_generator(load_generator_model(parent.model_id).to_bytes())
+    new = [i for i, method in enumerate(methods) if method != "reference"]
+    old = [i for i, method in enumerate(methods) if method == "reference"]
+    if not new:
+        return generator, {}, {"finetuned_on": 0}
+    metrics = generator.finetune(
+        [structures[i] for i in new],
+        [values[i] for i in new],
+        replay_structures=[structures[i] for i in old],
+        replay_values=[values[i] for i in old],
+        seed=seed,
+        budget=section.finetune_budget,
+        progress=progress,
+    )
+    return generator, metrics, {"budget": section.finetune_budget, "finetuned_on": len(new), "replay": len(old)}
+
+
+def uses_packaged(config: CampaignConfig) -> bool:
+    """Return whether the packaged weights learned from exactly this campaign's data."""
+    from inv_design.config import DataConfig
+
+    return config.generator.pretrained and config.data == DataConfig()

@@ -1,0 +1,46 @@
+"""Protocol ids: everything that determines a stage's numbers, hashed."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from inv_design import __version__
+
+if TYPE_CHECKING:
+    from inv_design.config import CampaignConfig
+
+
+def predictor_protocol(model_id: str) -> str:
+    """Return the protocol id of predictions by a model (its id hashes weights and settings)."""
+    from stores.identity import protocol_id
+
+    return protocol_id({"code": "inv_design", "stage": "predictor", "model_id": model_id})
+
+
+def mlip_protocol(config: CampaignConfig) -> dict[str, Any]:
+    """Return what determines a stage-II result."""
+    stage = config.stages.mlip
+    return {
+        "code": "inv_design",
+        "version": __version__,
+        "stage": "mlip",
+        "calculator": dict(_calculator(stage.calculator)),
+        "fmax": stage.fmax,
+        "max_steps": stage.max_steps,
+        "keep_structure": dict(stage.keep_structure),
+    }
+
+
+def dft_protocol(config: CampaignConfig) -> dict[str, Any]:
+    """Return what determines a stage-III result of the configured backend."""
+    from fireworks_specs.backends import get_backend
+
+    return get_backend(config.stages.dft.backend).protocol(config)
+
+
+@cache
+def _calculator(name: str) -> tuple[tuple[str, Any], ...]:
+    from inv_design.calculators.registry import calculator_protocol
+
+    return tuple(sorted(calculator_protocol(name).items()))

@@ -1,0 +1,118 @@
+"""What a campaign has to do next: read from its records, never from a counter."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inv_design.config import CampaignConfig
+
+STEP_NAMES = ("train", "generate", "predictor", "mlip", "dft", "close")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a round.
+
+    Attributes
+    ----------
+    campaign, round
+        Where it belongs.
+    name
+        One of :data:`STEP_NAMES`.
+    items
+        What it has to do, one entry per firework: lists of ids, chunk numbers or model kinds.
+    """
+
+    campaign: str
+    round: int
+    name: str
+    items: tuple[Any, ...]
+
+    @property
+    def key(self) -> str:
+        """Unique name of this piece of work, the same on every worker that derives it."""
+        digest = hashlib.sha256(repr(self.items).encode()).hexdigest()[:12]
+        return f"{self.campaign}/{self.round}/{self.name}/{digest}"
+
+
+def next_step(campaign: str, config: CampaignConfig, *, rounds: int) -> Step | None:
+    """Return the first step that lacks a result, or ``None`` when all rounds are closed.
+
+    Builds the derived collections first where it needs them (screening verdicts decide what the next stage gets).
+    """
+    for number in range(rounds + 1):
+        if not round_closed(campaign, number):
+            return _step_of_round(campaign, config, number)
+    return None
+
+
+def round_closed(campaign: str, number: int) -> bool:
+    """Return whether a round has its closing evaluation."""
+    from stores.documents.evaluation import Evaluation
+
+    return Evaluation.objects(campaign=campaign, round=number).first() is not None
+
+
+def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:
+    missing_models = [kind for kind in ("predictor", "generator") if model_of_round(campaign, number, kind) is None]
+    if missing_models:
+        return Step(campaign, number, "train", tuple(missing_models))
+    chunks = missing_chunks(campaign, config, number)
+    if chunks:
+        return Step(campaign, number, "generate", tuple(chunks))
+    unpredicted = candidates_without_prediction(campaign, number)
+    if unpredicted:
+        return Step(campaign, number, "predictor", ("all",))
+    for stage, size in (("mlip", config.stages.mlip.chunk), ("dft", 1)):
+        queue = queued(campaign, config, number, stage)
+        if queue:
+            parts = [tuple(queue[start : start + size]) for start in range(0, len(queue), size)]
+            return Step(campaign, number, stage, tuple(parts))
+    return Step(campaign, number, "close", ("all",))
+
+
+def model_of_round(campaign: str, number: int, kind: str) -> Any:
+    """Return the ``models`` document that a round uses, or ``None`` if it has not been trained."""
+    from stores.documents.model import Model
+
+    return Model.objects(campaign=campaign, round=number, kind=kind).order_by("model_id").first()
+
+
+def missing_chunks(campaign: str, config: CampaignConfig, number: int) -> list[int]:
+    """Return the numbers of the generation chunks that are not finished."""
+    from stores.steps import step_exists
+
+    total = -(-config.generator.samples_per_round // config.generator.chunk)
+    return [chunk for chunk in range(total) if not step_exists(chunk_key(campaign, number, chunk))]
+
+
+def chunk_key(campaign: str, number: int, chunk: int) -> str:
+    """Return the key under which a finished generation chunk is recorded."""
+    return f"{campaign}/{number}/generate/chunk-{chunk}/done"
+
+
+def candidates_without_prediction(campaign: str, number: int) -> list[str]:
+    """Return the structure ids of a round's candidates that the round's predictor has not seen."""
+    from fireworks_specs.protocols import predictor_protocol
+    from stores.documents.candidate import Candidate
+    from stores.documents.prediction import Prediction
+
+    model = model_of_round(campaign, number, "predictor")
+    ids = list(dict.fromkeys(Candidate.objects(campaign=campaign, round=number).order_by("candidate_id").scalar("structure_id")))
+    known = set(
+        Prediction.objects(protocol_id=predictor_protocol(model.model_id), structure_id__in=ids).scalar("structure_id")
+    )
+    return [i for i in ids if i not in known]
+
+
+def queued(campaign: str, config: CampaignConfig, number: int, stage: str) -> list[str]:
+    """Return the structure ids that a stage has to compute, best first, after building the queue."""
+    from builders.run import build_campaign
+    from stores.documents.screening_queue import ScreeningQueueItem
+
+    build_campaign(campaign)
+    items = ScreeningQueueItem.objects(campaign=campaign, round=number, stage=stage).order_by("priority", "candidate_id")
+    return list(dict.fromkeys(items.scalar("structure_id")))
