@@ -1,0 +1,79 @@
+"""Stage II: relaxation and elastic tensor with a machine-learned potential."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inv_design.screening.target import target_reasons
+from inv_design.screening.verdict import Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from inv_design.config import MlipConfig
+
+
+def screen_mlip(
+    calculation: Mapping[str, Any] | None, *, targets: Mapping[str, float], config: MlipConfig
+) -> Verdict:  # fmt: skip
+    """Return stage II's verdict (Li et al. 2025, II C 2, with Born's criteria of II C 3 applied already here).
+
+    Parameters
+    ----------
+    calculation
+        The calculation record (kind ``elastic``, method ``mlip``), or ``None`` if there is none yet.
+    targets
+        Property -> wanted value; every one for which the results hold a value is checked.
+    """
+    if calculation is None:
+        return Verdict("mlip", "waiting")
+    if calculation.get("state") != "completed":
+        return Verdict("mlip", "failed", (failure_reason(calculation),))
+    results = calculation.get("results") or {}
+    reasons = []
+    if results.get("relaxed") is False:
+        message = f"relaxation did not converge to {config.fmax:g} eV/Å in {config.max_steps} steps"
+        reasons.append(Reason("relaxation", False, config.fmax, message))
+    if results.get("structure_matched") is False:
+        change = results.get("volume_change")
+        message = "relaxed into another structure" + (
+            f" (volume change {100 * change:+.0f} %)" if change is not None else ""
+        )
+        reasons.append(Reason("keep_structure", results.get("rms"), dict(config.keep_structure), message))
+    if config.born_stable and not results.get("born_stable"):
+        eigenvalues = results.get("eigenvalues") or []
+        lowest = min(eigenvalues) if eigenvalues else None
+        message = "elastic tensor is not positive definite" + (
+            f" (lowest eigenvalue {lowest:.1f} GPa)" if lowest is not None else ""
+        )
+        reasons.append(Reason("born_stable", lowest, 0.0, message))
+    reasons += flag_reasons(calculation.get("flags") or ())
+    reasons += target_reasons(_numbers(results), targets, tolerance=config.tolerance)
+    if not reasons and results.get("bulk_modulus_vrh") is None:
+        reasons.append(Reason("target", None, targets.get("bulk_modulus_vrh"), "no bulk modulus in the results"))
+    return Verdict("mlip", "rejected" if reasons else "passed", tuple(reasons))
+
+
+def failure_reason(calculation: Mapping[str, Any]) -> Reason:
+    """Return the reason of a failed calculation: its own error."""
+    return Reason("calculation", None, None, f"calculation failed: {calculation.get('error') or 'no error recorded'}")
+
+
+def flag_reasons(flags: Iterable[str]) -> list[Reason]:
+    """Return a reason for each quality flag that makes a result unusable."""
+    return [
+        Reason("quality", flag, None, f"quality flag {flag!r}") for flag in flags if is_disqualifying(flag)
+    ]  # fmt: skip
+
+
+def is_disqualifying(flag: str) -> bool:
+    """Return whether a result that carries ``flag`` must not be used, neither to pass a stage nor as a label."""
+    return flag.split(":", maxsplit=1)[0].strip() in DISQUALIFYING_FLAGS
+
+
+DISQUALIFYING_FLAGS: frozenset[str] = frozenset()
+"""Filled from what the mechanics layer raises; see :mod:`inv_design.mechanics`."""
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in results.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -1,0 +1,192 @@
+"""Likeness: which crystals are the same within tolerances, found bucket by bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core import Structure
+
+MAX_POINTS = 20_000
+"""A cell so skewed or flat that comparing lattices needs more lattice points than this is not matched."""
+
+
+@dataclass
+class _Entry:
+    name: str
+    structure: Structure
+    reduced: Structure | None = None
+    """The primitive Niggli cell, made when the first comparison needs it."""
+
+
+@dataclass
+class StructureIndex:
+    """Finds crystals that match within tolerances, without comparing all pairs.
+
+    pymatgen's ``StructureMatcher`` (primitive cells, volume scaled away) decides. Two crystals can only match when
+    their reduced formulas and the numbers of sites of their primitive cells agree, so only those are compared: the
+    result is that of all pairs. (A fingerprint of neighbour distances was measured as a third bucket and left out: at
+    a threshold that loses no match it spares less than a tenth of the comparisons.)
+
+    Attributes
+    ----------
+    ltol, stol, angle_tol
+        ``StructureMatcher``'s tolerances: fractional length, site distance in units of (V/N)^(1/3), angle in degrees.
+    skipped
+        Name -> one line that says why a crystal cannot be compared; it matches nothing.
+    """
+
+    ltol: float = 0.2
+    stol: float = 0.3
+    angle_tol: float = 5.0
+    skipped: dict[str, str] = field(default_factory=dict)
+    _buckets: dict[str, list[_Entry]] = field(default_factory=dict, repr=False)
+    _matcher: StructureMatcher | None = field(default=None, repr=False)
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """The tolerances, to be recorded with every result of matching."""
+        return {"ltol": self.ltol, "stol": self.stol, "angle_tol": self.angle_tol}
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self._buckets.values())
+
+    def add(self, name: str, structure: Structure) -> None:
+        """Add a crystal under ``name``; one that cannot be compared is noted in ``skipped`` instead."""
+        entry = self._entry(name, structure)
+        if entry is not None:
+            self._buckets.setdefault(entry.structure.composition.reduced_formula, []).append(entry)
+
+    def find(self, structure: Structure, name: str = "query") -> str | None:
+        """Return the name of the first crystal added that matches, ``None`` if none does or it cannot be compared."""
+        return next(self.matches(structure, name), None)
+
+    def find_or_add(self, name: str, structure: Structure) -> str | None:
+        """Return the name of the first crystal added that matches; if none does, add this one and return ``None``."""
+        entry = self._entry(name, structure)
+        if entry is None:
+            return None
+        match = next(self._matches(entry), None)
+        if match is None and name not in self.skipped:
+            self._buckets.setdefault(entry.structure.composition.reduced_formula, []).append(entry)
+        return match
+
+    def matches(self, structure: Structure, name: str = "query") -> Iterator[str]:
+        """Yield the names of all crystals that match, in the order they were added."""
+        entry = self._entry(name, structure)
+        if entry is not None:
+            yield from self._matches(entry)
+
+    def _matches(self, entry: _Entry) -> Iterator[str]:
+        bucket = self._buckets.get(entry.structure.composition.reduced_formula, [])
+        if not bucket or not self._reduce(entry):
+            return
+        for other in bucket:
+            if self._reduce(other) and self._fit(other, entry):
+                yield other.name
+
+    def _entry(self, name: str, structure: Structure) -> _Entry | None:
+        reason = unmatchable(structure)
+        if reason is not None:
+            self.skipped[name] = reason
+            return None
+        return _Entry(name, _without_oxidation_states(structure))
+
+    def _reduce(self, entry: _Entry) -> bool:
+        """Make the primitive Niggli cell, exactly as ``StructureMatcher`` would; return whether there is one."""
+        if entry.name in self.skipped:
+            return False
+        if entry.reduced is None:
+            try:
+                entry.reduced = entry.structure.get_reduced_structure("niggli").get_primitive_structure()
+            except Exception as error:  # any failure in a reduction concerns this crystal alone
+                self.skipped[entry.name] = f"cannot be reduced to its primitive cell: {_one_line(error)}"
+                return False
+        return True
+
+    def _fit(self, first: _Entry, second: _Entry) -> bool:
+        assert first.reduced is not None
+        assert second.reduced is not None
+        if len(first.reduced) != len(second.reduced):
+            return False
+        try:
+            return bool(self._get_matcher().fit(first.reduced, second.reduced, skip_structure_reduction=True))
+        except Exception as error:
+            self.skipped[second.name] = f"cannot be compared with {first.name}: {_one_line(error)}"
+            return False
+
+    def _get_matcher(self) -> StructureMatcher:
+        if self._matcher is None:
+            from pymatgen.analysis.structure_matcher import StructureMatcher
+
+            self._matcher = StructureMatcher(ltol=self.ltol, stol=self.stol, angle_tol=self.angle_tol)
+        return self._matcher
+
+
+def duplicate_groups(
+    structures: Sequence[Structure], *, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0
+) -> list[list[int]]:
+    """Return groups of indices of like crystals; each is led by its first member, to which all others match.
+
+    A crystal joins the first group whose leader it matches (likeness is not transitive, so the order matters and is
+    kept). One that cannot be compared is a group of its own.
+    """
+    index = StructureIndex(ltol=ltol, stol=stol, angle_tol=angle_tol)
+    groups: dict[str, list[int]] = {}
+    for i, structure in enumerate(structures):
+        leader = index.find_or_add(str(i), structure)
+        groups.setdefault(leader if leader is not None else str(i), []).append(i)
+    return list(groups.values())
+
+
+def first_matches(
+    structures: Iterable[Structure],
+    reference: Iterable[Structure],
+    *,
+    ltol: float = 0.2,
+    stol: float = 0.3,
+    angle_tol: float = 5.0,
+) -> list[int | None]:
+    """Return for each crystal (n,) the index of the first one of ``reference`` that it matches, or ``None``."""
+    index = StructureIndex(ltol=ltol, stol=stol, angle_tol=angle_tol)
+    for i, structure in enumerate(reference):
+        index.add(str(i), structure)
+    return [None if (name := index.find(structure)) is None else int(name) for structure in structures]
+
+
+def unmatchable(structure: Structure) -> str | None:
+    """Return one line that says why a crystal cannot be compared with others, ``None`` if it can."""
+    import numpy as np
+
+    if len(structure) == 0:
+        return "has no atoms"
+    if not structure.is_ordered:
+        return f"{structure.composition.formula} has partially occupied sites"
+    lattice = structure.lattice
+    if not (np.isfinite(lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
+        return f"{structure.composition.formula} has coordinates or a cell that are not finite"
+    if lattice.volume < 1e-3 * len(structure):
+        return f"{structure.composition.formula} has a degenerate cell of {lattice.volume:.3g} Å^3"
+    # StructureMatcher lists the lattice points within the longest edge: a needle or a sheet has too many of them
+    points = 4.2 * (1.2 * max(lattice.get_lll_reduced_lattice().abc)) ** 3 / lattice.volume
+    if points > MAX_POINTS:
+        return f"{structure.composition.formula} has a cell too long and thin to compare ({points:.0f} lattice points)"
+    return None
+
+
+def _without_oxidation_states(structure: Structure) -> Structure:
+    from pymatgen.core import Element
+
+    if all(isinstance(specie, Element) for specie in structure.composition):
+        return structure
+    bare = structure.copy()
+    bare.remove_oxidation_states()
+    return bare
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
