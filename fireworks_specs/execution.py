@@ -44,8 +44,9 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
     ValueError
         If the database holds a campaign of that name with other settings.
     """
-    from stores.documents.campaign import Campaign
     from stores.provenance import provenance
+
+    from stores.documents.campaign import Campaign
     from stores.queries import ensure_indexes
 
     ensure_indexes()
@@ -93,9 +94,10 @@ def ingest_data(config: CampaignConfig, *, progress: Callable[[int, int, str], N
     ValueError
         If the data source is neither packaged nor a readable file, or nothing of it passes the filter.
     """
+    from stores.ingest import ingest_reference
+
     from inv_design.datasets.mp_binaries import SOURCE, filter_dataset, load_mp_binaries
     from inv_design.structures.elements import expand_elements
-    from stores.ingest import ingest_reference
 
     data = config.data
     if data.source == "mp-binaries":
@@ -112,7 +114,9 @@ def ingest_data(config: CampaignConfig, *, progress: Callable[[int, int, str], N
         label_range=data.label_range,
     )
     if not chosen:
-        raise ValueError(f"data: none of {len(entries)} entries of {data.source} passes the filter; widen data.elements")
+        raise ValueError(
+            f"data: none of {len(entries)} entries of {data.source} passes the filter; widen data.elements"
+        )
     if data.max_entries is not None:
         entries = sorted(chosen, key=lambda e: e.source_id)[: data.max_entries]
     ingest_reference(entries, source, progress=progress)
@@ -124,9 +128,10 @@ def advance(launchpad: LaunchPad, campaign: str, config: CampaignConfig, *, roun
     Of several workers that derive the same step one gets the claim, the others add nothing. ``force`` adds it under a
     new claim: for a step whose workflows are lost or failed.
     """
+    from stores.steps import claim_step
+
     from fireworks_specs.steps import next_step
     from fireworks_specs.workflows import step_workflows
-    from stores.steps import claim_step
 
     step = next_step(campaign, config, rounds=rounds)
     if step is None:
@@ -160,7 +165,7 @@ def launch(connection: Connection, config: CampaignConfig, *, rounds: int | None
     return advance(launchpad, config.name, config, rounds=config.rounds if rounds is None else rounds, force=True)
 
 
-def write_workflows(connection: Connection, config: CampaignConfig, path: Path, *, rounds: int | None = None) -> int:
+def write_workflows(config: CampaignConfig, path: Path, *, rounds: int | None = None) -> int:
     """Write the next step's workflows to a YAML file that ``lpad add`` accepts; return how many.
 
     ``lpad add`` takes one workflow per file, so that several become one workflow of independent chains.
@@ -182,9 +187,7 @@ def write_workflows(connection: Connection, config: CampaignConfig, path: Path, 
     return len(workflows)
 
 
-def run(
-    connection: Connection, config: CampaignConfig, *, rounds: int | None = None, directory: Path | None = None
-) -> RunSummary:
+def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = None) -> RunSummary:
     """Run a campaign's rounds in this process to their end, from wherever it stands.
 
     Raises
@@ -206,7 +209,7 @@ def run(
     worker = FWorker(name=worker_name(), query={"spec.campaign": config.name})
     count = failed = 0
     stuck: str | None = None
-    with _working_directory(directory), _interruptible() as interrupt:
+    with _no_files(), _interruptible() as interrupt:
         while True:
             if _ready(launchpad, config.name):
                 launch_rocket(launchpad, worker, strm_lvl="CRITICAL")
@@ -295,7 +298,7 @@ def _failure_message(launchpad: LaunchPad, campaign: str, step: str, number: int
         {"spec.campaign": campaign, "state": "FIZZLED"}, {"fw_id": 1, "name": 1}, sort=[("fw_id", -1)]
     )
     if document is None:
-        return f"round {number}, step {step}: no new results although its fireworks completed; see `inv-design lpad get_fws`"
+        return f"round {number}, step {step}: its fireworks completed without a new result; see inv-design lpad get_fws"
     launch = launchpad.launches.find_one({"fw_id": document["fw_id"]}, {"action": 1}, sort=[("launch_id", -1)])
     trace = (((launch or {}).get("action") or {}).get("stored_data") or {}).get("_exception", {}).get("_stacktrace", "")
     last_line = trace.strip().splitlines()[-1] if trace.strip() else "unknown error"
@@ -326,7 +329,7 @@ def _interruptible() -> Iterator[_Interrupt]:
     """Note Ctrl-C and SIGTERM: FireWorks turns the exception into a failed firework, the note survives it."""
     note = _Interrupt()
 
-    def on_signal(signum: int, frame: object) -> None:
+    def on_signal(*_: object) -> None:
         note.is_set = True
         raise KeyboardInterrupt
 
@@ -342,8 +345,8 @@ def _interruptible() -> Iterator[_Interrupt]:
 
 
 @contextmanager
-def _working_directory(directory: Path | None) -> Iterator[None]:
-    """Keep FireWorks' files out of the way: no FW.json, and a launch directory only where one is given."""
+def _no_files() -> Iterator[None]:
+    """Keep FireWorks from leaving an FW.json where `run` was called."""
     from fireworks.core import rocket
 
     previous = rocket.PRINT_FW_JSON
@@ -354,7 +357,7 @@ def _working_directory(directory: Path | None) -> Iterator[None]:
         rocket.PRINT_FW_JSON = previous
 
 
-def _report_ingest(done: int, total: int, text: str = "") -> None:
+def _report_ingest(done: int, total: int, _: str = "") -> None:
     from fireworks_specs.progress import report
 
     report("ingest reference data", done, total)

@@ -57,6 +57,8 @@ def round_closed(campaign: str, number: int) -> bool:
 
 
 def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:
+    from fireworks_specs.backends import get_backend
+
     missing_models = [kind for kind in ("predictor", "generator") if model_of_round(campaign, number, kind) is None]
     if missing_models:
         return Step(campaign, number, "train", tuple(missing_models))
@@ -66,8 +68,8 @@ def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:
     unpredicted = candidates_without_prediction(campaign, number)
     if unpredicted:
         return Step(campaign, number, "predictor", ("all",))
-    for stage, size in (("mlip", config.stages.mlip.chunk), ("dft", 1)):
-        queue = queued(campaign, config, number, stage)
+    for stage, size in (("mlip", config.stages.mlip.chunk), ("dft", get_backend(config.stages.dft.backend).batch)):
+        queue = queued(campaign, number, stage)
         if queue:
             parts = [tuple(queue[start : start + size]) for start in range(0, len(queue), size)]
             return Step(campaign, number, stage, tuple(parts))
@@ -101,18 +103,25 @@ def candidates_without_prediction(campaign: str, number: int) -> list[str]:
     from stores.documents.prediction import Prediction
 
     model = model_of_round(campaign, number, "predictor")
-    ids = list(dict.fromkeys(Candidate.objects(campaign=campaign, round=number).order_by("candidate_id").scalar("structure_id")))
+    ids = list(
+        dict.fromkeys(
+            Candidate.objects(campaign=campaign, round=number).order_by("candidate_id").scalar("structure_id")
+        )
+    )
     known = set(
         Prediction.objects(protocol_id=predictor_protocol(model.model_id), structure_id__in=ids).scalar("structure_id")
     )
     return [i for i in ids if i not in known]
 
 
-def queued(campaign: str, config: CampaignConfig, number: int, stage: str) -> list[str]:
+def queued(campaign: str, number: int, stage: str) -> list[str]:
     """Return the structure ids that a stage has to compute, best first, after building the queue."""
     from builders.run import build_campaign
+
     from stores.documents.screening_queue import ScreeningQueueItem
 
     build_campaign(campaign)
-    items = ScreeningQueueItem.objects(campaign=campaign, round=number, stage=stage).order_by("priority", "candidate_id")
+    items = ScreeningQueueItem.objects(campaign=campaign, round=number, stage=stage).order_by(
+        "priority", "candidate_id"
+    )
     return list(dict.fromkeys(items.scalar("structure_id")))

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
     from fireworks_specs.steps import Step
 
-CATEGORIES = {"train": "train", "generate": "train", "predictor": "train", "mlip": "mlip", "dft": "dft", "close": "mlip"}
+CATEGORIES = {
+    "train": "train",
+    "generate": "train",
+    "predictor": "train",
+    "mlip": "mlip",
+    "dft": "dft",
+    "close": "mlip",
+}
 """Step -> FireWorks category, by which workers choose (GPU nodes: train and mlip; CPU nodes: dft)."""
 
 

@@ -166,7 +166,8 @@ class EvaluationConfig(_Section):
     """The check at the end of each round: samples at several targets, judged by the stage-II potential."""
 
     targets: list[float] = Field(
-        [60.0, 100.0, 200.0, 250.0, 300.0, 350.0, 400.0], description="GPa; bulk moduli to sample at (empty: no evaluation)"
+        [60.0, 100.0, 200.0, 250.0, 300.0, 350.0, 400.0],
+        description="GPa; bulk moduli to sample at (empty: no evaluation)",
     )
     samples: int = Field(10, ge=1, description="crystals sampled and judged per target")
 

@@ -17,6 +17,8 @@ class Backend(Protocol):
     """Stored with every result: ``surrogate``, ``gpaw`` or ``vasp``."""
     kind: str
     """The kind of calculation: ``eos`` or ``elastic``."""
+    batch: int
+    """Crystals per firework: 1 for DFT, some for a potential that imports slowly and computes fast."""
     label: str
     """How plots and tables name it; a surrogate is called one."""
 

@@ -15,6 +15,7 @@ class Surrogate:
 
     method = "surrogate"
     kind = "eos"
+    batch = 10
     label = "surrogate (E(V), no DFT)"
 
     def protocol(self, config: CampaignConfig) -> dict[str, Any]:

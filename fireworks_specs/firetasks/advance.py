@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask
 
@@ -15,11 +13,10 @@ class AdvanceTask(CampaignTask):
 
     required_params = ("campaign", "round", "rounds")
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Add the next step's workflows unless work of this step is still waiting or running."""
         from fireworks_specs.execution import advance, work_in_progress
 
         if work_in_progress(self.launchpad, self["campaign"]):
-            return None
+            return
         advance(self.launchpad, self["campaign"], self.config, rounds=self["rounds"])
-        return None

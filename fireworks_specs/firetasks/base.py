@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from fireworks import FiretaskBase
 
 if TYPE_CHECKING:
-    from fireworks import FWAction
-
     from inv_design.config import CampaignConfig
     from inv_design.generators.protocol import Generator
     from inv_design.predictors.protocol import Predictor
@@ -23,14 +21,14 @@ class CampaignTask(FiretaskBase):
 
     required_params = ("campaign", "round")
 
-    def run_task(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def run_task(self, fw_spec: dict[str, Any]) -> None:  # noqa: ARG002 - the parameters say it all
         """Connect and work."""
         from stores.connection import connect_from_launchpad
 
         connect_from_launchpad(self.launchpad)
-        return self.work(fw_spec)
+        self.work()
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Do the task; ids in, records out."""
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.firetasks.generate import campaign_condition, configured_generator
@@ -20,9 +20,10 @@ class CloseTask(CampaignTask):
     The judge is the stage-II potential's E(V) after relaxation, which never guided the generator.
     """
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Evaluate every target that lacks an evaluation, then build."""
         from builders.run import build_campaign
+
         from fireworks_specs.steps import model_of_round
         from stores.documents.evaluation import Evaluation
 
@@ -38,7 +39,6 @@ class CloseTask(CampaignTask):
         if not targets and 0.0 not in known:
             documents.append(self._evaluation(model.model_id, 0.0, [], 0))
         _insert(documents)
-        return None
 
     def _sample(self, model_id: str, target: float) -> list[Any]:
         config = self.config
@@ -70,8 +70,9 @@ class CloseTask(CampaignTask):
     def _evaluation(self, model_id: str, target: float, values: list[float], sampled: int) -> dict[str, Any]:
         from statistics import fmean, median
 
-        from inv_design.calculators.registry import calculator_protocol
         from stores.identity import protocol_id
+
+        from inv_design.calculators.registry import calculator_protocol
 
         name, number, stage = self["campaign"], self["round"], self.config.stages.mlip
         key = hashlib.sha256(f"{name}/{number}/{target:g}".encode()).hexdigest()[:20]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask, structures_by_id
 from fireworks_specs.firetasks.elastic import insert_result, without_calculation
@@ -20,7 +20,7 @@ class DftTask(CampaignTask):
 
     required_params = ("campaign", "round", "structure_ids")
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Compute what has no result under the protocol yet."""
         from fireworks_specs.backends import get_backend
         from fireworks_specs.protocols import dft_protocol
@@ -42,7 +42,6 @@ class DftTask(CampaignTask):
                 provenance=self.provenance([structure_id, starts[structure_id][0]]),
             )
             report(f"round {self['round']}: stage III, {backend.label}", done, len(ids))
-        return None
 
 
 def relaxed_structure(structure_id: str) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask, structures_by_id
 from fireworks_specs.progress import report
@@ -16,7 +16,7 @@ class ElasticTask(CampaignTask):
 
     required_params = ("campaign", "round", "structure_ids")
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Compute what has no result under the protocol yet."""
         from fireworks_specs.pool import map_unordered
         from fireworks_specs.protocols import mlip_protocol
@@ -40,16 +40,21 @@ class ElasticTask(CampaignTask):
         text = f"round {self['round']}: stage II, {stage.calculator}"
         for done, (index, record) in enumerate(map_unordered(measure_elasticity, arguments), start=1):
             insert_result(
-                record, ids[index], kind="elastic", method="mlip", protocol=protocol, provenance=self.provenance([ids[index]])
+                record,
+                ids[index],
+                kind="elastic",
+                method="mlip",
+                protocol=protocol,
+                provenance=self.provenance([ids[index]]),
             )
             report(text, done, len(ids))
-        return None
 
 
 def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any]) -> list[str]:
     """Return the structure ids that have no calculation of this kind and protocol."""
-    from stores.documents.calculation import Calculation
     from stores.identity import protocol_id
+
+    from stores.documents.calculation import Calculation
 
     known = set(
         Calculation.objects(structure_id__in=ids, kind=kind, protocol_id=protocol_id(protocol)).scalar("structure_id")
@@ -68,7 +73,6 @@ def insert_result(
 ) -> None:
     """Insert the relaxed structure and the calculation of a computed record."""
     from pymatgen.core import Structure
-
     from stores.identity import protocol_id
     from stores.records import insert_calculation, insert_structure
 
@@ -81,7 +85,11 @@ def insert_result(
                 provenance=provenance,
             )
         except ValueError as error:  # a cell that collapsed has no identity; the numbers are kept
-            record = {**record, "flags": [*record["flags"], "no_output_structure"], "error": record["error"] or str(error)}
+            record = {
+                **record,
+                "flags": [*record["flags"], "no_output_structure"],
+                "error": record["error"] or str(error),
+            }
     insert_calculation(
         structure_id=structure_id,
         kind=kind,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask, load_generator_model
 from fireworks_specs.progress import report
@@ -21,16 +21,17 @@ class GenerateTask(CampaignTask):
 
     required_params = ("campaign", "round", "chunk")
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Insert the structures and candidates of the chunk unless it is finished."""
-        from fireworks_specs.steps import chunk_key, model_of_round
         from stores.records import insert_candidates, insert_structures
         from stores.steps import claim_step, step_exists
+
+        from fireworks_specs.steps import chunk_key, model_of_round
 
         name, number, chunk = self["campaign"], self["round"], self["chunk"]
         key = chunk_key(name, number, chunk)
         if step_exists(key):
-            return None
+            return
         config = self.config
         section = config.generator
         wanted = min(section.chunk, section.samples_per_round - chunk * section.chunk)
@@ -64,7 +65,6 @@ class GenerateTask(CampaignTask):
         )
         statistics = {"wanted": wanted, "delivered": len(samples), **getattr(generator, "last_statistics", {})}
         claim_step(key, {"campaign": name, "statistics": _plain(statistics)})
-        return None
 
 
 def campaign_condition(config: CampaignConfig, target: float | None = None) -> Condition:

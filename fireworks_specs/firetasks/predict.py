@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask, load_predictor_model, structures_by_id
 from fireworks_specs.progress import report
@@ -16,13 +14,13 @@ BATCH = 100
 class PredictTask(CampaignTask):
     """Insert predictions; a crystal that cannot be predicted gets a prediction with its error."""
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Predict in batches, inserting each batch when it is ready."""
         import numpy as np
+        from stores.records import insert_predictions
 
         from fireworks_specs.protocols import predictor_protocol
         from fireworks_specs.steps import candidates_without_prediction, model_of_round
-        from stores.records import insert_predictions
 
         name, number = self["campaign"], self["round"]
         model = model_of_round(name, number, "predictor")
@@ -53,4 +51,3 @@ class PredictTask(CampaignTask):
                 provenance=self.provenance([model.model_id]),
             )
             report(f"round {number}: stage I, predict", min(start + BATCH, len(todo)), len(todo))
-        return None

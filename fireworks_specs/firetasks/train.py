@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fireworks import FWAction, explicit_serialize
+from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, load_predictor_model, structures_by_id
 from fireworks_specs.progress import report
@@ -29,16 +29,17 @@ class TrainTask(CampaignTask):
 
     required_params = ("campaign", "round", "kind")
 
-    def work(self, fw_spec: dict[str, Any]) -> FWAction | None:
+    def work(self) -> None:
         """Insert the model unless the round has one."""
         from builders.run import build_training_set
+        from stores.records import insert_model
+
         from fireworks_specs.steps import model_of_round
         from stores.documents.training_set import TrainingSet
-        from stores.records import insert_model
 
         name, number, kind = self["campaign"], self["round"], self["kind"]
         if model_of_round(name, number, kind) is not None:
-            return None
+            return
         training_set = TrainingSet.objects(training_set_id=build_training_set(name, number)).first()
         parent = model_of_round(name, number - 1, kind) if number > 0 else None
         seed = derive_seed(self.config.seed, number, "train", kind)
@@ -62,7 +63,6 @@ class TrainTask(CampaignTask):
             metrics=metrics,
             provenance=self.provenance([training_set.training_set_id] + ([parent.model_id] if parent else [])),
         )
-        return None
 
 
 def labelled(members: list[dict[str, Any]]) -> tuple[list[Any], list[float], list[str], list[str]]:
@@ -78,7 +78,11 @@ def labelled(members: list[dict[str, Any]]) -> tuple[list[Any], list[float], lis
 
 
 def train_predictor(
-    config: CampaignConfig, members: list[dict[str, Any]], parent: Model | None, seed: int, progress: Callable[..., None]
+    config: CampaignConfig,
+    members: list[dict[str, Any]],
+    parent: Model | None,
+    seed: int,
+    progress: Callable[..., None],
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return (predictor, metrics, hyperparameters) of a round."""
     from inv_design.predictors.registry import default_predictor, make_predictor
@@ -98,7 +102,11 @@ def train_predictor(
 
 
 def train_generator(
-    config: CampaignConfig, members: list[dict[str, Any]], parent: Model | None, seed: int, progress: Callable[..., None]
+    config: CampaignConfig,
+    members: list[dict[str, Any]],
+    parent: Model | None,
+    seed: int,
+    progress: Callable[..., None],
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return (generator, metrics, hyperparameters) of a round."""
     from inv_design.generators.registry import default_generator, make_generator

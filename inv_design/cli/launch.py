@@ -33,7 +33,7 @@ def launch(settings: Settings, rounds: int | None, output: Path | None) -> None:
     config = settings.load_config()
     with open_database(settings) as connection:
         if output is not None:
-            count = execution.write_workflows(connection, config, output, rounds=rounds)
+            count = execution.write_workflows(config, output, rounds=rounds)
         else:
             count = execution.launch(connection, config, rounds=rounds)
     if settings.as_json:

@@ -128,7 +128,11 @@ def structure_kept(before: Structure, after: Structure, tolerances: dict[str, fl
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher(
-        ltol=tolerances["ltol"], stol=tolerances["stol"], angle_tol=tolerances["angle_tol"], primitive_cell=True, scale=True
+        ltol=tolerances["ltol"],
+        stol=tolerances["stol"],
+        angle_tol=tolerances["angle_tol"],
+        primitive_cell=True,
+        scale=True,
     )
     distances = matcher.get_rms_dist(before, after)
     return {"structure_matched": distances is not None, "rms": None if distances is None else float(distances[0])}
