@@ -1,0 +1,82 @@
+"""From the options to an open database and the campaign in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inv_design.cli.options import Settings
+    from stores.connection import Connection
+
+
+def open_database(settings: Settings, *, read_only: bool = False) -> Connection:
+    """Connect to the database that the options name; an embedded one lies beside the campaign file.
+
+    Raises
+    ------
+    ConfigError
+        If the database is to come from a campaign file that is missing or wrong.
+    ConnectionError
+        If it does not answer, or there is nothing to read yet.
+    """
+    from stores.connection import connect
+
+    return connect(
+        settings.database_uri(),
+        root=settings.config.resolve().parent,
+        password=_password(settings),
+        read_only=read_only,
+    )
+
+
+def campaign_name(settings: Settings) -> str:
+    """Return the campaign that the options mean: ``--campaign``, the campaign file's, or the only one there is.
+
+    Raises
+    ------
+    ConfigError, LookupError
+        If there is none, or several and no choice was made.
+    """
+    from stores.documents import Campaign
+
+    known = sorted(Campaign.objects.distinct("name"))
+    if settings.campaign:
+        if settings.campaign not in known:
+            from inv_design.cli.errors import nearest
+
+            hint = nearest(settings.campaign, known) if known else "; it holds no campaign yet"
+            raise LookupError(f"the database holds no campaign {settings.campaign!r}{hint}")
+        return settings.campaign
+    if settings.has_config():
+        name = settings.load_config().name
+        if name not in known:
+            raise LookupError(f"campaign {name!r} is not in the database yet; `inv-design run` starts it")
+        return name
+    if len(known) == 1:
+        return str(known[0])
+    if not known:
+        raise LookupError("the database holds no campaign yet; `inv-design init DIR` and `inv-design run` start one")
+    raise LookupError(f"the database holds several campaigns ({', '.join(known)}); choose one with --campaign")
+
+
+def campaign_config(name: str) -> dict[str, Any]:
+    """Return the configuration that a campaign was started with, as stored."""
+    from stores.documents import Campaign
+
+    document = Campaign.objects(name=name).first()
+    return dict(document.to_mongo()["config"]) if document is not None else {}
+
+
+def _password(settings: Settings) -> str | None:
+    """Return the password of the file that the campaign file names, if there is one."""
+    if not settings.has_config():
+        return None
+    given = settings.load_config().password_file
+    if given is None:
+        return None
+    path = settings.config.resolve().parent / Path(given).expanduser()
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConnectionError(f"password_file {path} cannot be read ({error.strerror}); correct the path") from None

@@ -1,0 +1,167 @@
+"""`generate`: crystals for a target property."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inv_design.cli import render
+from inv_design.cli.inputs import parse_elements, parse_targets
+from inv_design.cli.options import Settings, database_options, json_option
+
+if TYPE_CHECKING:
+    from inv_design.generators.protocol import Generator, Sample
+
+SUFFIXES = (".extxyz", ".xyz", ".json", ".jsonl", ".csv", ".cif", ".zip", "")
+
+
+@click.command()
+@click.option(
+    "-t", "--target", "targets", multiple=True, required=True, metavar="P=V", help="Such as bulk_modulus=350 or K=350."
+)
+@click.option("-n", "--number", type=click.IntRange(min=1), default=10, show_default=True, help="Number of crystals.")
+@click.option(
+    "-m", "--model", metavar="M", help="Model id, .safetensors file or generator's name.  [default: the packaged one]"
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same crystals."
+)
+@click.option("--elements", multiple=True, metavar="E,E", help="Only these elements (or groups such as metals).")
+@click.option("--exclude", multiple=True, metavar="E,E", help="None of these elements (or groups such as actinides).")
+@click.option("--max-sites", type=click.IntRange(min=1), help="Largest number of atoms in the primitive cell.")
+@click.option(
+    "--set", "options", multiple=True, metavar="NAME=VALUE", help="Setting of the generator, such as guidance=2."
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path),
+    help="File (.extxyz, .json, .jsonl, .csv, .cif, .zip of CIFs) or folder of CIFs.",
+)  # fmt: skip
+@json_option
+@database_options
+@click.pass_obj
+def generate(
+    settings: Settings,
+    *,
+    targets: tuple[str, ...],
+    number: int,
+    model: str | None,
+    seed: int,
+    elements: tuple[str, ...],
+    exclude: tuple[str, ...],
+    max_sites: int | None,
+    options: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Generate crystals for a target property and write them with their ids, model, seed and condition."""
+    wanted = parse_targets(targets)
+    banned, allowed = parse_elements(exclude), parse_elements(elements)
+    values = parse_settings(options)
+    if output.suffix.lower() not in SUFFIXES:
+        raise click.BadParameter(
+            f"suffix {output.suffix!r} is not one of {', '.join(SUFFIXES[:-1])}, or none (folder)", param_hint="-o"
+        )
+
+    from inv_design.cli.models import find_generator
+    from inv_design.generators.protocol import Condition
+    from inv_design.structures.files import write_structures
+
+    condition = Condition(
+        targets=wanted,
+        exclude_elements=frozenset(banned),
+        elements=frozenset(allowed) if allowed else None,
+        max_sites=max_sites,
+    )
+    generator, label = find_generator(settings, model, values)
+    apply_settings(generator, values)
+    warn_of_extrapolation(generator, wanted)
+    with render.progress("Generate", number) as bar:
+        samples = generator.sample(number, condition, seed=seed, progress=bar)
+        bar.update(len(samples), total=number)
+    written = write_structures(output, [(s.structure, sample_properties(s, label)) for s in samples])
+    report_result(settings, samples, written, label, output)
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return setting -> value from ``guidance=2``; values are read as YAML, so that numbers are numbers."""
+    import yaml
+
+    values = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, write for example guidance=2", param_hint="--set")
+        values[name] = yaml.safe_load(value)
+    return values
+
+
+def apply_settings(generator: Generator, values: dict[str, Any]) -> None:
+    """Change the sampling settings of a fitted generator.
+
+    Raises
+    ------
+    click.BadParameter
+        If it has no such setting.
+    """
+    if not values:
+        return
+    from inv_design.cli.errors import nearest
+
+    settings = getattr(generator, "settings", generator)
+    for name, value in values.items():
+        if not hasattr(settings, name):
+            known = [n for n in vars(settings) if not n.startswith("_")]
+            raise click.BadParameter(
+                f"{generator.name} has no setting {name!r}{nearest(name, known)}", param_hint="--set"
+            )
+        object.__setattr__(settings, name, value)
+
+
+def warn_of_extrapolation(generator: Generator, targets: dict[str, float]) -> None:
+    """Say on standard error if a target lies outside what the generator has seen."""
+    ranges = generator.capabilities().ranges
+    for name, value in targets.items():
+        low, high = ranges.get(name, (value, value))
+        if not low <= value <= high:
+            render.say(
+                f"note: {name} {value:g} is outside {low:.0f} to {high:.0f}, the range that {generator.name} has seen"
+            )
+
+
+def sample_properties(sample: Sample, model: str) -> dict[str, Any]:
+    """Return what a file says about a sample: id, place, model, seed, condition, score."""
+    from inv_design.structures.identity import structure_id
+
+    properties: dict[str, Any] = {
+        "id": structure_id(sample.structure),
+        "index": sample.index,
+        "model": model,
+        "seed": sample.seed,
+        "condition": sample.condition,
+    }
+    if sample.score is not None:
+        properties["score"] = float(sample.score)
+    return properties
+
+
+def report_result(settings: Settings, samples: list[Sample], written: int, model: str, output: Path) -> None:
+    """Print what was made."""
+    if settings.as_json:
+        for sample in samples:
+            formula = sample.structure.composition.reduced_formula
+            render.json_line({**sample_properties(sample, model), "formula": formula, "nsites": len(sample.structure)})
+        return
+    if settings.verbose:
+        rows = [
+            (
+                s.index,
+                sample_properties(s, model)["id"],
+                s.structure.composition.reduced_formula,
+                len(s.structure),
+                s.score,
+            )
+            for s in samples
+        ]
+        render.table(rows, ("#", "id", "formula", "sites", "score (GPa)"), right=("#", "sites", "score (GPa)"))
+    render.say(f"wrote {written} crystals by {model} to {output}")
