@@ -10,6 +10,7 @@ import torch
 
 from inv_design.predictors import calibration
 from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
+from inv_design.predictors.element_properties import MAX_Z
 from inv_design.predictors.folds import held_out
 from inv_design.predictors.graph import CrystalGraph, build_graph
 from inv_design.predictors.protocol import UNITS, Prediction, check_training_set
@@ -247,7 +248,10 @@ class CGCNNEnsemble:
         }
 
     def _graph(self, structure: Structure) -> CrystalGraph:
-        return build_graph(structure, neighbours=self.network.neighbours, radius=self.network.radius)
+        graph = build_graph(structure, neighbours=self.network.neighbours, radius=self.network.radius)
+        if graph.numbers.max() > MAX_Z:
+            raise ValueError(f"atomic number {graph.numbers.max()} is beyond {MAX_Z}; leave that element out")
+        return graph
 
     def _graphs_or_raise(self, structures: Sequence[Structure]) -> list[CrystalGraph]:
         graphs = []

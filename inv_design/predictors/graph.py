@@ -17,6 +17,7 @@ NEIGHBOURS = 12  # Xie and Grossman, Phys. Rev. Lett. 120, 145301 (2018)
 RADIUS = 8.0  # Å
 MAX_PAIRS = 1_000_000  # distances held at once
 CACHE_SIZE = 20_000
+COINCIDENT = 0.1  # Å: closer atoms are one atom written twice
 TIE = 1e-3  # Å: neighbours closer together than this are ordered by species, so that float noise does not choose
 
 _CACHE: OrderedDict[bytes, CrystalGraph] = OrderedDict()
@@ -89,7 +90,7 @@ def nearest_neighbours(
         if reach >= radius or (index.shape[1] == count and (distances[:, -1] <= reach).all()):
             break
         reach = min(radius, 1.4 * reach)
-    if distances.size and distances[:, 0].min() < 1e-3:
+    if distances.size and distances[:, 0].min() < COINCIDENT:
         raise ValueError(f"two atoms are {distances[:, 0].min():.3g} Å apart; give a crystal without coinciding atoms")
     return _pad(index, vectors, distances, count, radius)
 

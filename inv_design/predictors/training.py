@@ -97,6 +97,7 @@ def train_network(
         averaged = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=training.weight_decay)
         steps = epochs * math.ceil(len(graphs) / training.batch_size)
+        warm_up = min(WARM_UP_STEPS, 1 + steps // 10)
         step, began = 0, time.monotonic()
         for epoch in range(epochs):
             losses = []
@@ -107,7 +108,7 @@ def train_network(
                 if done >= 1.0:
                     break
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * done))
+                    group["lr"] = rate * min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * done))
                 batch = graphs.batch(index, strain=training.strain, rattle=training.rattle, generator=generator)
                 loss = (weights[index] * (model(batch) - target[index]).abs()).mean()
                 optimizer.zero_grad()
