@@ -1,0 +1,263 @@
+"""Calculator names: what a campaign may write under ``calculator``, and the protocol that identifies its numbers.
+
+=====================  =========================================================================================
+name                   calculator
+=====================  =========================================================================================
+``mace-alloy-small``   the packaged MACE of 60 metals (``calculators/weights``), loaded without a pickle
+``PATH.safetensors``   a network in the same format, such as one written by ``python -m inv_design.calculators.convert``
+``mace-mp-0``, ...     a foundation model, downloaded and unpickled by mace-torch itself from its release page
+``chgnet``             the CHGNet that the chgnet package carries
+``emt``                ASE's effective medium theory (Al, Cu, Ag, Au, Ni, Pd, Pt), for tests and demonstrations
+``gpaw``               DFT; the options are GPAW's own
+``package.module:f``   anything importable: ``f(**options)`` must return an ASE calculator
+=====================  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+PACKAGED = ("mace-alloy-small",)
+# names of mace-torch's own releases (mace.calculators.mace_mp), in the spelling of this project
+FOUNDATION = {
+    "mace-mp-0": "medium",
+    "mace-mp-0-small": "small",
+    "mace-mp-0-large": "large",
+    "mace-mp-0b3": "medium-0b3",
+    "mace-mpa-0": "medium-mpa-0",
+    "mace-omat-0": "medium-omat-0",
+    "mace-omat-0-small": "small-omat-0",
+    "mace-matpes-pbe-0": "mace-matpes-pbe-0",
+    "mace-matpes-r2scan-0": "mace-matpes-r2scan-0",
+}
+NAMES = (*PACKAGED, *FOUNDATION, "chgnet", "emt", "gpaw")
+
+_loaded: dict[str, Calculator] = {}
+
+
+def get_calculator(name: str, **options: Any) -> Calculator:
+    """Return the ASE calculator of a name; the same name and options give the same object within a process.
+
+    Parameters
+    ----------
+    name
+        One of ``NAMES``, a path to ``.safetensors`` weights, or an import path ``package.module:callable``.
+    options
+        For MACE networks ``dtype`` ("float64", the default, or "float32") and ``device``; for the others the keyword
+        arguments of the calculator itself. ``device`` changes numbers only by rounding, and is no part of the protocol.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or a pickled ``.model`` file is given (it is never executed).
+    FileNotFoundError
+        If the weights do not exist or cannot be downloaded.
+    ImportError
+        If the package behind the name is not installed.
+    """
+    key = json.dumps([name, options], sort_keys=True, default=repr)
+    if key not in _loaded:
+        _loaded[key] = _make(name, options)
+    return _loaded[key]
+
+
+def calculator_protocol(name: str, **options: Any) -> dict[str, Any]:
+    """Return everything that determines the numbers of a calculator, JSON-able and the same on every machine.
+
+    Keys: ``calculator``, ``code``, ``version``, ``weights_sha256`` (``None`` without weights) and ``settings``.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, ImportError
+        As :func:`get_calculator`; weights are read, but no network is built.
+    """
+    settings = {key: value for key, value in options.items() if key != "device"}
+    weights: str | None = None
+    if (path := _weights_path(name)) is not None:
+        code, settings = "mace-torch", {"dtype": "float64", **settings}
+        weights = _sha256(path)
+        name = name if name in PACKAGED else path.name  # a path of one machine is no identity; the weights' hash is
+    elif name in FOUNDATION:
+        code, settings = "mace-torch", {"dtype": "float64", "model": FOUNDATION[name], **settings}
+        weights = _sha256(_foundation_path(name))
+    elif name == "chgnet":
+        code, weights = "chgnet", _sha256(_chgnet_path(settings.get("model_name")))
+    elif name in ("emt", "gpaw"):
+        code = {"emt": "ase", "gpaw": "gpaw"}[name]
+    else:
+        module, _ = _import_target(name)
+        code = module.__name__.split(".")[0]
+        source = getattr(module, "__file__", None)
+        weights = None
+        if source is not None:
+            settings = {**settings, "source_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
+    return {
+        "calculator": name,
+        "code": code,
+        "version": _version(code),
+        "weights_sha256": weights,
+        "settings": json.loads(json.dumps(settings, sort_keys=True, default=repr)),
+    }
+
+
+def _make(name: str, options: dict[str, Any]) -> Calculator:
+    if (path := _weights_path(name)) is not None:
+        return _mace_from_safetensors(path, **options)
+    if name in FOUNDATION:
+        return _mace_foundation(name, **options)
+    if name == "chgnet":
+        return _chgnet(**options)
+    if name == "emt":
+        from ase.calculators.emt import EMT
+
+        return EMT(**options)
+    if name == "gpaw":
+        try:
+            from gpaw import GPAW
+        except ImportError as error:
+            raise ImportError(f"calculator 'gpaw' needs GPAW ({error}); pip install 'inv-design[gpaw]'") from error
+        return GPAW(**options)
+    _, make = _import_target(name)
+    calculator = make(**options)
+    if not hasattr(calculator, "get_property"):
+        raise ValueError(f"{name!r} returned {type(calculator).__name__}; it must return an ASE calculator")
+    return calculator
+
+
+def _weights_path(name: str) -> Path | None:
+    """Return the safetensors file behind a name, or None if the name is not one of weights."""
+    if name in PACKAGED:
+        path = Path(str(resources.files("inv_design.calculators"))) / "weights" / name / "model.safetensors"
+    elif name.endswith((".model", ".pt", ".pth", ".pkl")):
+        raise ValueError(
+            f"{name!r} is a pickle, which runs code when it is read; if you trust it, convert it once: "
+            f"python -m inv_design.calculators.convert {name} {Path(name).stem}.safetensors"
+        )
+    elif name.endswith(".safetensors") or (Path(name) / "model.safetensors").is_file():
+        path = Path(name) if name.endswith(".safetensors") else Path(name) / "model.safetensors"
+    else:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights at {str(path)!r}; give a path to a .safetensors file or one of {', '.join(NAMES)}"
+        )
+    return path
+
+
+def _mace_from_safetensors(path: Path, *, dtype: str = "float64", device: str = "cpu") -> Calculator:
+    from inv_design.calculators.mace_calculator import MaceNetworkCalculator
+    from inv_design.calculators.mace_model import MaceEvaluator, load_network
+    from inv_design.weights import unpack
+
+    _check_dtype(dtype)
+    try:
+        tensors, config = unpack(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is {error}") from error
+    return MaceNetworkCalculator(MaceEvaluator(load_network(tensors, config, dtype).to(device)))
+
+
+def _mace_foundation(name: str, *, dtype: str = "float64", device: str = "cpu") -> Calculator:
+    import torch
+
+    from inv_design.calculators.mace_calculator import MaceNetworkCalculator
+    from inv_design.calculators.mace_model import MaceEvaluator, unsafe_load_confined
+
+    _check_dtype(dtype)
+    path = _foundation_path(name)
+    with unsafe_load_confined():  # mace-torch's releases are pickles; this one came from its own release page
+        network = torch.load(path, map_location=device, weights_only=False)
+    return MaceNetworkCalculator(MaceEvaluator(network.to(getattr(torch, dtype)).eval()))
+
+
+def _foundation_path(name: str) -> Path:
+    """Return the file of a foundation model, downloaded by mace-torch if it is not in its cache yet."""
+    from inv_design.calculators.mace_model import import_mace
+
+    models = import_mace("mace.calculators.foundations_models")
+    try:
+        with contextlib.redirect_stdout(None):
+            return Path(models.download_mace_mp_checkpoint(FOUNDATION[name]))
+    except Exception as error:  # urllib, ssl, RuntimeError: whatever the download raises
+        url = models.mace_mp_urls[FOUNDATION[name]]
+        raise FileNotFoundError(
+            f"calculator {name!r}: its weights could not be downloaded ({error}); fetch {url} elsewhere, "
+            "convert it with python -m inv_design.calculators.convert and give the path, or use 'mace-alloy-small'"
+        ) from error
+
+
+def _chgnet(**options: Any) -> Calculator:
+    try:
+        from chgnet.model.dynamics import CHGNetCalculator
+        from chgnet.model.model import CHGNet
+    except ImportError as error:
+        raise ImportError(f"calculator 'chgnet' cannot be imported ({error}); pip install chgnet") from error
+    model_name = options.pop("model_name", "0.3.0")
+    device = options.pop("device", "cpu")
+    model = CHGNet.load(model_name=model_name, use_device=device, verbose=False)
+    return CHGNetCalculator(model=model, use_device=device, **{"on_isolated_atoms": "ignore", **options})
+
+
+def _chgnet_path(model_name: str | None) -> Path:
+    """Return the weights that the chgnet package carries."""
+    try:
+        import chgnet
+    except ImportError as error:
+        raise ImportError(f"calculator 'chgnet' cannot be imported ({error}); pip install chgnet") from error
+    folder = Path(chgnet.__file__).parent / "pretrained" / (model_name or "0.3.0")
+    if not (files := sorted(folder.glob("*.tar"))):
+        raise FileNotFoundError(f"chgnet carries no weights {model_name!r}; use model_name='0.3.0'")
+    return files[0]
+
+
+def _import_target(name: str) -> tuple[Any, Any]:
+    """Return (module, callable) of ``package.module:callable``."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"unknown calculator {name!r}; use one of {', '.join(NAMES)}, "
+            "a path to .safetensors weights, or 'package.module:callable'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ImportError(
+            f"calculator {name!r}: cannot import {module_name!r} ({error}); install it or correct the name"
+        ) from error
+    make = getattr(module, attribute, None)
+    if not callable(make):
+        raise ValueError(f"calculator {name!r}: {module_name!r} has no callable {attribute!r}")
+    return module, make
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f"unknown dtype {dtype!r}; use 'float64' or 'float32'")
+
+
+def _version(code: str) -> str | None:
+    distributions = importlib.metadata.packages_distributions().get(code, [code])
+    try:
+        return importlib.metadata.version(distributions[0])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _sha256_of(path: Path, _modified: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return _sha256_of(path, path.stat().st_mtime_ns)

@@ -1,0 +1,29 @@
+"""The held-out chemical systems of mace-alloy-small: chosen by a hash, so that every script finds the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SALT = "mace-alloy-small:"
+HELD_OUT_ALLOYS = 150
+
+
+def held_out_systems(chemsyses: Iterable[str], n_alloys: int = HELD_OUT_ALLOYS) -> set[str]:
+    """Return binary chemical systems, in the order of SHA-256(SALT + system), until ``n_alloys`` entries are reached.
+
+    ``chemsyses`` has one item per alloy (repeats count). Pure elements are never held out.
+    """
+    counts = Counter(system for system in chemsyses if "-" in system)
+    held: set[str] = set()
+    total = 0
+    for system in sorted(counts, key=lambda name: hashlib.sha256((SALT + name).encode()).hexdigest()):
+        if total >= n_alloys:
+            break
+        held.add(system)
+        total += counts[system]
+    return held

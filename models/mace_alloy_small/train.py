@@ -1,0 +1,282 @@
+"""Train mace-alloy-small on the labels of label.py: one core, plain torch on MACE's modules.
+
+One run with one cosine schedule. In its last part (--bend-from) the alloys' labels are bent towards PBE moduli: the
+Birch-Murnaghan curve of CHGNet's energies is replaced by one with the volume and bulk modulus of the Materials Project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from inv_design.calculators.mace_model import KIND, Graph, build_graph, build_network, collate, network_tensors
+from inv_design.datasets.mp_binaries import load_alloys
+from inv_design.mechanics.eos import BirchMurnaghan, fit_birch_murnaghan
+from inv_design.mechanics.evaluate import GPA_PER_EV_A3
+from inv_design.weights import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 10.0, 1.0, 80.0
+HUBER_DELTA = 0.01
+LEARNING_RATE, CLIP, EMA_DECAY = 0.01, 10.0, 0.998
+ARCHITECTURE: dict[str, Any] = {
+    "r_max": 5.0,
+    "num_bessel": 8,
+    "num_polynomial_cutoff": 5,
+    "max_ell": 2,
+    "num_interactions": 2,
+    "hidden_irreps": "32x0e",
+    "MLP_irreps": "16x0e",
+    "correlation": 2,
+    "radial_MLP": [64, 64, 64],
+    "pair_repulsion": True,
+}
+
+
+class Dataset:
+    """Labelled configurations as graphs; energies per atom in eV, forces in eV/Å, stresses in eV/Å^3."""
+
+    def __init__(self, folder: Path) -> None:
+        self.numbers, self.positions, self.cells = [], [], []
+        self.forces, energies, stresses, groups, kinds = [], [], [], [], []
+        for path in sorted(folder.glob("*.npz")):
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {key: data[key] for key in data.files}
+            for start, stop in zip(arrays["offsets"][:-1], arrays["offsets"][1:], strict=True):
+                self.numbers.append(arrays["numbers"][start:stop].astype(int))
+                self.positions.append(arrays["positions"][start:stop])
+                self.forces.append(arrays["forces"][start:stop])
+            self.cells += list(arrays["cell"])
+            energies.append(arrays["energy"])
+            stresses.append(arrays["stress"])
+            groups.append(arrays["group"])
+            kinds.append(arrays["kind"])
+        self.sizes = np.array([len(numbers) for numbers in self.numbers])
+        self.energies = np.concatenate(energies) / self.sizes
+        self.stresses = np.concatenate(stresses)
+        self.groups = np.concatenate(groups)
+        self.kinds = np.concatenate(kinds)
+        self.volumes = np.abs(np.linalg.det(np.array(self.cells))) / self.sizes
+        self.atomic_numbers = sorted({int(z) for numbers in self.numbers for z in numbers})
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def graphs(self) -> list[Graph]:
+        """Return the graph of every configuration."""
+        index = {z: i for i, z in enumerate(self.atomic_numbers)}
+        return [
+            build_graph(np.array([index[z] for z in numbers]), positions, cell, ARCHITECTURE["r_max"])
+            for numbers, positions, cell in zip(self.numbers, self.positions, self.cells, strict=True)
+        ]
+
+    def atomic_energies(self) -> np.ndarray:
+        """Return reference energies by ridge-stabilised least squares on the composition, eV."""
+        counts = np.array([[np.mean(numbers == z) for z in self.atomic_numbers] for numbers in self.numbers])
+        gram = counts.T @ counts + 1e-3 * np.eye(counts.shape[1])
+        return np.linalg.solve(gram, counts.T @ self.energies)
+
+    def members(self) -> dict[str, np.ndarray]:
+        """Return the isotropic configurations of each group (one crystal at several volumes)."""
+        order = np.flatnonzero(self.kinds == "isotropic")
+        order = order[np.argsort(self.groups[order], kind="stable")]
+        names, starts = np.unique(self.groups[order], return_index=True)
+        return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+    def stress_weights(self) -> np.ndarray:
+        """Return (100 GPa / K)^0.7, clipped to 0.5-4, with K from the slope of pressure over ln V of each group."""
+        weights = {}
+        for name, rows in self.members().items():
+            pressure = -np.trace(self.stresses[rows], axis1=1, axis2=2) / 3 * GPA_PER_EV_A3
+            modulus = -np.polyfit(np.log(self.volumes[rows]), pressure, 1)[0] if len(rows) > 1 else 100.0
+            weights[name] = float(np.clip((100 / max(modulus, 1.0)) ** 0.7, 0.5, 4.0))
+        return np.array([weights.get(group, 1.0) for group in self.groups.tolist()])
+
+    def bent(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return (energies, stresses, alloys bent) with the alloys' equations of state replaced by PBE's.
+
+        Every configuration of an alloy is shifted by the difference of the two curves at its volume, and its stress by
+        minus the difference in pressure, so that energy and stress stay consistent. The minimum keeps its energy.
+        """
+        energies, stresses = self.energies.copy(), self.stresses.copy()
+        alloys = {alloy.source_id: alloy for alloy in load_alloys()}
+        members = self.members()
+        count = 0
+        for name in sorted(set(self.groups.tolist()) & alloys.keys()):
+            alloy, rows = alloys[name], members.get(name, np.array([], dtype=int))
+            if len(rows) < 5:
+                continue
+            try:
+                own = fit_birch_murnaghan(self.volumes[rows], self.energies[rows])
+            except ValueError:
+                continue
+            target_k = alloy.labels["bulk_modulus_vrh"]
+            if not 1 / 2.5 < target_k / max(own.bulk_modulus, 1e-9) < 2.5:  # another magnetic or electronic state
+                continue
+            volume = alloy.structure.volume / len(alloy.structure)
+            target = BirchMurnaghan(own.e0, volume, target_k, float(np.clip(own.derivative, 2, 8)), 0.0)
+            every = np.flatnonzero(self.groups == name)
+            energies[every] += target.energy(self.volumes[every]) - own.energy(self.volumes[every])
+            shift = target.pressure(self.volumes[every]) - own.pressure(self.volumes[every])
+            stresses[every] -= shift[:, None, None] * np.eye(3)
+            count += 1
+        return energies, stresses, count
+
+
+def huber(error: torch.Tensor) -> torch.Tensor:
+    """Return the Huber loss of each entry (quadratic below HUBER_DELTA)."""
+    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), delta=HUBER_DELTA, reduction="none")
+
+
+class Average:
+    """Exponential moving average of the parameters."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.values = [parameter.detach().clone() for parameter in network.parameters()]
+
+    def update(self, network: torch.nn.Module, step: int) -> None:
+        """Move towards the network's parameters (a shorter memory in the first steps)."""
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, [p.detach() for p in network.parameters()], 1 - decay)
+
+    def swap(self, network: torch.nn.Module) -> None:
+        """Exchange the averages with the network's parameters."""
+        with torch.no_grad():
+            for value, parameter in zip(self.values, network.parameters(), strict=True):
+                held = parameter.detach().clone()
+                parameter.copy_(value)
+                value.copy_(held)
+
+
+def run_batch(
+    network: torch.nn.Module, graphs: Sequence[Graph], n_species: int, *, training: bool
+) -> dict[str, torch.Tensor]:
+    """Return MACE's energy (eV), forces (eV/Å) and stress (eV/Å^3) of several graphs."""
+    data = collate(graphs, n_species, torch.float32)
+    return network(data, training=training, compute_force=True, compute_stress=True)
+
+
+def main() -> None:
+    """Train, and write the averaged weights every --save-every steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("labels", type=Path, help="folder written by label.py")
+    parser.add_argument("output", type=Path, help="model.safetensors to write")
+    parser.add_argument("--steps", type=int, default=36000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--bend-from", type=float, default=0.65, help="fraction of the steps after which labels are bent"
+    )
+    parser.add_argument("--save-every", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(arguments.seed)
+    rng = np.random.default_rng(arguments.seed)
+
+    dataset = Dataset(arguments.labels)
+    graphs = dataset.graphs()
+    weights = dataset.stress_weights()
+    atomic_energies = dataset.atomic_energies()
+    index = {z: i for i, z in enumerate(dataset.atomic_numbers)}
+    reference = np.array([np.mean([atomic_energies[index[z]] for z in numbers]) for numbers in dataset.numbers])
+    forces_rms = float(np.sqrt(np.mean(np.concatenate(dataset.forces) ** 2)))
+    config: dict[str, Any] = {
+        "kind": KIND,
+        "name": "mace-alloy-small",
+        "atomic_numbers": dataset.atomic_numbers,
+        "atomic_energies": [round(float(energy), 6) for energy in atomic_energies],
+        "scale": round(max(forces_rms, 0.3), 6),
+        "shift": 0.0,
+        "avg_num_neighbors": round(float(np.mean([g.edges.shape[1] / len(g.species) for g in graphs])), 4),
+        **ARCHITECTURE,
+    }
+    network = build_network(config, "float32")
+    # a random 1 % of the groups (crystals, not chemical systems) only monitors; the held-out systems are in no file
+    names = np.unique(dataset.groups)
+    watched = np.isin(dataset.groups, rng.choice(names, max(1, len(names) // 100), replace=False))
+    train, valid = np.flatnonzero(~watched), np.flatnonzero(watched)
+    print(json.dumps({**config, "parameters": sum(p.numel() for p in network.parameters())}), flush=True)
+    print(f"{len(train)} configurations to train, {len(valid)} to watch; forces rms {forces_rms:.3f} eV/Å", flush=True)
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-6, amsgrad=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / 200) * (0.01 + 0.495 * (1 + np.cos(np.pi * step / arguments.steps))),
+    )
+    average = Average(network)
+    energies, stresses = dataset.energies, dataset.stresses
+    n_species = len(dataset.atomic_numbers)
+    start, queue, losses = time.time(), np.array([], dtype=int), []
+
+    def save(step: int) -> None:
+        average.swap(network)
+        errors: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+        for rows in np.array_split(valid, max(1, len(valid) // 64)):
+            out = run_batch(network, [graphs[i] for i in rows], n_species, training=False)
+            errors["energy"].append(out["energy"].detach().numpy() / dataset.sizes[rows] - energies[rows])
+            errors["forces"].append(
+                (out["forces"].detach().numpy() - np.concatenate([dataset.forces[i] for i in rows]))
+            )
+            errors["stress"].append((out["stress"].detach().numpy() - stresses[rows]))
+        rmse = {
+            key: 1000 * float(np.sqrt(np.mean(np.concatenate([e.ravel() for e in v]) ** 2)))
+            for key, v in errors.items()
+        }
+        minutes = (time.time() - start) / 60
+        trained = {
+            "steps": step, "planned_steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed,
+            "configurations": len(train), "bend_from": arguments.bend_from, "minutes": round(minutes, 1),
+        }  # fmt: skip
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        blob = pack(network_tensors(network), {**config, "training": trained})
+        partial = arguments.output.with_suffix(".partial")
+        partial.write_bytes(blob)
+        partial.replace(arguments.output)
+        average.swap(network)
+        print(
+            f"step {step} {minutes:.1f} min loss {np.mean(losses[-500:]):.5f} watched E {rmse['energy']:.1f} meV/atom"
+            f" F {rmse['forces']:.0f} meV/Å S {rmse['stress']:.1f} meV/Å^3",
+            flush=True,
+        )
+
+    for step in range(1, arguments.steps + 1):
+        if step == int(arguments.bend_from * arguments.steps):
+            energies, stresses, count = dataset.bent()
+            print(f"step {step}: the labels of {count} alloys bent towards PBE", flush=True)
+        if len(queue) < arguments.batch:
+            queue = np.concatenate([queue, rng.permutation(train)])
+        rows, queue = queue[: arguments.batch], queue[arguments.batch :]
+        out = run_batch(network, [graphs[i] for i in rows], n_species, training=True)
+        sizes = torch.from_numpy(dataset.sizes[rows]).float()
+        # the reference energies are constants of the network: compare interaction energies, which float32 resolves
+        target = torch.from_numpy(energies[rows] - reference[rows]).float()
+        forces = torch.from_numpy(np.concatenate([dataset.forces[i] for i in rows])).float()
+        stress = torch.from_numpy(stresses[rows]).float()
+        factor = torch.from_numpy(weights[rows]).float()
+        loss = (
+            ENERGY_WEIGHT * huber(out["interaction_energy"] / sizes - target).mean()
+            + FORCE_WEIGHT * huber(out["forces"] - forces).mean()
+            + STRESS_WEIGHT * (factor[:, None, None] * huber(out["stress"] - stress)).mean()
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        if torch.isfinite(norm):
+            optimizer.step()
+        schedule.step()
+        average.update(network, step)
+        losses.append(float(loss.detach()))
+        if step % arguments.save_every == 0 or step == arguments.steps or step == 300:
+            save(step)
+
+
+if __name__ == "__main__":
+    main()
