@@ -1,4 +1,4 @@
-"""One URI for everything: mongoengine documents, maggma stores, FireWorks' launchpad and GridFS on the same database."""
+"""One URI for everything: mongoengine, maggma, FireWorks' launchpad and GridFS on the same database."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def connect(
         _close_alias(alias)
         return _register(_open_embedded(path, read_only=read_only), alias)
     if not re.match(r"mongodb(\+srv)?://", database):
-        raise ValueError(f"{redact(database)!r} is no database; use 'embedded', 'embedded:PATH' or 'mongodb://HOST/NAME'")
+        raise ValueError(
+            f"{redact(database)!r} is no database; use 'embedded', 'embedded:PATH' or 'mongodb://HOST/NAME'"
+        )
     _close_alias(alias)
     return _register(_open_mongodb(database, password, read_only=read_only), alias)
 
@@ -181,8 +183,11 @@ class Connection:
 
     def is_on(self, path: Path, *, read_only: bool) -> bool:
         """Return whether this is an open embedded connection on a file."""
-        return self.kind == "embedded" and not self.client.closed and self.client.path == path and (
-            self.read_only == read_only
+        return (
+            self.kind == "embedded"
+            and not self.client.closed
+            and self.client.path == path
+            and (self.read_only == read_only)
         )
 
     def close(self) -> None:
@@ -219,8 +224,9 @@ def _open_embedded(path: Path, *, read_only: bool) -> Connection:
     shared = next((c for c in _connections.values() if c.is_on(path, read_only=read_only)), None)
     client = shared.client if shared else EmbeddedClient(path, read_only=read_only)
     uri = f"embedded:{path}"
+    owns = shared is None
     return Connection(
-        client, DEFAULT_NAME, uri_redacted=uri, kind="embedded", uri=uri, read_only=read_only, owns_client=shared is None
+        client, DEFAULT_NAME, uri_redacted=uri, kind="embedded", uri=uri, read_only=read_only, owns_client=owns
     )
 
 
@@ -268,7 +274,9 @@ def _with_password(uri: str, password: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return scrub(str(error).splitlines()[0] if str(error) else type(error).__name__).split(" (configured timeouts", 1)[0].split(", Timeout:", 1)[0]
+    """Return what an error says, without pymongo's dump of its topology."""
+    text = str(error) or type(error).__name__
+    return scrub(re.split(r"\n| \(configured timeouts|, Timeout:|, full error:", text, maxsplit=1)[0])
 
 
 def _register(connection: Connection, alias: str) -> Connection:

@@ -19,6 +19,12 @@ class Record(Document):
 
     meta: ClassVar[dict[str, Any]] = {"abstract": True, "auto_create_index": False, "strict": True}
 
+    def complete(self) -> dict[str, Any]:
+        """Return the document as a dictionary, with the parts that were spilled to GridFS back in it."""
+        from stores.artifacts import unspill
+
+        return unspill(self.to_mongo().to_dict())
+
 
 class Derived(DynamicDocument):
     """A document that a builder owns and may replace at any time; it may carry more fields than are declared."""

@@ -36,6 +36,4 @@ class TrainingSet(Record):
 
     def load_members(self) -> list[dict[str, Any]]:
         """Return the members, from the document or from GridFS."""
-        from stores.artifacts import unspill
-
-        return unspill(self.to_mongo().to_dict()).get("members", [])
+        return self.complete().get("members", [])

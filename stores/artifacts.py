@@ -1,0 +1,126 @@
+"""Large objects in GridFS, found by their SHA-256 and verified when read; parts of documents above 1 MB go here too."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bson import ObjectId
+
+    from stores.connection import Connection
+
+SPILL_BYTES = 1_000_000  # documents stay below this; what is larger goes to GridFS in parts
+
+
+def put(blob: bytes, *, kind: str = "", connection: Connection | None = None) -> ObjectId:
+    """Store bytes and return their GridFS file id; bytes that are there already are not stored again."""
+    from stores.connection import current
+
+    files = (connection or current()).gridfs()
+    digest = hashlib.sha256(blob).hexdigest()
+    for file in files.find({"filename": digest}):
+        if file.length == len(blob):
+            return file._id
+    return files.put(blob, filename=digest, sha256=digest, kind=kind)
+
+
+def get(sha256: str, *, connection: Connection | None = None) -> bytes:
+    """Return the bytes with a SHA-256.
+
+    Raises
+    ------
+    KeyError
+        If there are none.
+    ValueError
+        If what is stored does not have this SHA-256 (damaged or cut off).
+    """
+    from gridfs.errors import CorruptGridFile
+
+    from stores.connection import current
+
+    files = (connection or current()).gridfs()
+    stored = list(files.find({"filename": sha256}))
+    if not stored:
+        raise KeyError(f"no artifact with SHA-256 {sha256}; it was not imported with its document")
+    for file in stored:
+        try:
+            blob = file.read()
+        except CorruptGridFile:
+            continue
+        if hashlib.sha256(blob).hexdigest() == sha256:
+            return blob
+    raise ValueError(f"artifact {sha256} is damaged: its bytes have another SHA-256; restore it from a backup")
+
+
+def spill(
+    document: Mapping[str, Any], *, limit: int = SPILL_BYTES, connection: Connection | None = None
+) -> dict[str, Any]:
+    """Return the document with its largest parts moved to GridFS until it is smaller than ``limit`` bytes of BSON.
+
+    A part that was moved is empty in the document and listed in ``spilled`` by its path, SHA-256 and size.
+
+    Raises
+    ------
+    ValueError
+        If no part is left to move.
+    """
+    import bson
+
+    document = dict(document)
+    size = len(bson.encode(document))
+    while size > limit:
+        path, blob = _largest(document)
+        if len(blob) < limit // 100:
+            raise ValueError(f"a document of {size} bytes cannot be made smaller than {limit}; store fewer fields")
+        put(blob, kind="spilled", connection=connection)
+        _replace(document, path, _emptied)
+        part = {"path": path, "sha256": hashlib.sha256(blob).hexdigest(), "size": len(blob)}
+        document["spilled"] = [*document.get("spilled", []), part]
+        size = len(bson.encode(document))
+    return document
+
+
+def unspill(document: Mapping[str, Any], *, connection: Connection | None = None) -> dict[str, Any]:
+    """Return the document with everything back that :func:`spill` moved, the last part first."""
+    import bson
+
+    document = dict(document)
+    for part in reversed(document.pop("spilled", None) or []):
+        value = bson.decode(get(part["sha256"], connection=connection))["value"]
+        _replace(document, part["path"], lambda _, value=value: value)
+    return document
+
+
+def _largest(document: Mapping[str, Any]) -> tuple[list[str], bytes]:
+    """Return (path, BSON) of the largest field, of depth one, or two inside of a mapping."""
+    import bson
+
+    best: tuple[list[str], bytes] = ([], b"")
+    for key, value in document.items():
+        if key in {"_id", "provenance", "spilled"} or not isinstance(value, (dict, list, str, bytes)):
+            continue
+        blob = bson.encode({"value": value})
+        if len(blob) <= len(best[1]):
+            continue
+        best = ([key], blob)
+        if isinstance(value, dict):  # take the one large thing out of it, if that is most of it
+            parts = ((name, bson.encode({"value": item})) for name, item in value.items())
+            inner = max(parts, key=lambda part: len(part[1]))
+            if len(inner[1]) > len(blob) // 2:
+                best = ([key, inner[0]], inner[1])
+    return best
+
+
+def _emptied(value: Any) -> Any:
+    return [] if isinstance(value, list) else {} if isinstance(value, dict) else None
+
+
+def _replace(document: dict[str, Any], path: list[str], change: Any) -> None:
+    """Replace the value at a path; the mappings on the way are copied."""
+    for name in path[:-1]:
+        document[name] = dict(document[name])
+        document = document[name]
+    document[path[-1]] = change(document.get(path[-1]))

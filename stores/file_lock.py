@@ -1,0 +1,53 @@
+"""A lock on a file that dies with its process and says who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class FileLock:
+    """An advisory lock on ``<path>.lock`` that dies with its process and says who holds it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = self._holder()
+            os.close(self._descriptor)
+            raise ConnectionError(
+                f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
+                "wait until it ends, or open it read-only"
+            ) from error
+        text = json.dumps(
+            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}
+        )
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text.encode(), 0)
+        os.register_at_fork(after_in_child=self._close)
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            return json.loads(os.pread(self._descriptor, 4096, 0))
+        except ValueError:  # taken this very moment
+            return {}
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def release(self) -> None:
+        """Release the lock; the file stays, as removing it would race with the next holder."""
+        if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, 0)
+        self._close()

@@ -1,0 +1,7 @@
+"""Lineage."""
+
+from __future__ import annotations
+
+
+def lineage() -> None:
+    """Soon."""

@@ -1,0 +1,234 @@
+"""The SQLite file behind the embedded database: its lock, its connection, its transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from typing import TYPE_CHECKING
+
+from mongomock_ng.store import DatabaseStore, ServerStore
+
+from stores.file_lock import FileLock
+from stores.sqlite_collection import SQLiteCollection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APPLICATION_ID = 0x1D5E  # marks the SQLite file as ours
+SCHEMA_VERSION = 1
+
+
+class SQLiteServer(ServerStore):
+    """The file: its lock, its connection, its transactions, its databases."""
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        super().__init__()
+        self.path = path
+        self.read_only = read_only
+        self.lock = threading.RLock()
+        self.cached_bytes = 0
+        self._pid = os.getpid()
+        self._depth = 0
+        self._lock_file = None if read_only else FileLock(path)
+        try:
+            self.sqlite = self._open_file()
+            self._load_names()
+        except BaseException:
+            if self._lock_file is not None:
+                self._lock_file.release()
+            raise
+
+    def _open_file(self) -> sqlite3.Connection:
+        if self.read_only:
+            if not self.path.is_file():
+                raise ConnectionError(
+                    f"there is no embedded database at {self.path}; run `inv-design init` or check the path"
+                )
+            connection = sqlite3.connect(
+                f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, cached_statements=1024
+            )
+        try:
+            connection.execute("PRAGMA busy_timeout=10000")
+            self._check_or_create(connection)
+            if self.read_only:
+                connection.execute("BEGIN")  # one read transaction: the snapshot
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise ConnectionError(f"{self.path} is no embedded database ({error}); choose another path") from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_or_create(self, connection: sqlite3.Connection) -> None:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if empty and not self.read_only:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute(
+                "CREATE TABLE collections "
+                "(number INTEGER PRIMARY KEY, database TEXT, name TEXT, UNIQUE(database, name))"
+            )
+            connection.execute(
+                "CREATE TABLE indexes (number INTEGER, name TEXT, config BLOB, PRIMARY KEY(number, name))"
+            )
+        elif not empty and (application_id, version) != (APPLICATION_ID, SCHEMA_VERSION):
+            raise ConnectionError(
+                f"{self.path} is no embedded database of version {SCHEMA_VERSION} "
+                f"(application {application_id:#x}, version {version}); choose another path"
+            )
+        if not self.read_only:
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=4000")
+            connection.execute("PRAGMA cache_size=-65536")
+
+    def _load_names(self) -> None:
+        """Make the stores of the collections in the file; documents are read when they are asked for."""
+        has_tables = self.sqlite.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not has_tables:
+            return
+        for number, database, name in self.sqlite.execute("SELECT number, database, name FROM collections").fetchall():
+            self[database].adopt(name, number)
+
+    def __getitem__(self, name: str) -> SQLiteDatabase:
+        if name not in self._databases:
+            self._databases[name] = SQLiteDatabase(self, name)
+        return self._databases[name]
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the server while reading."""
+        with self.lock:
+            self._check_usable()
+            yield
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the server for one acknowledged operation, one SQLite transaction; operations may nest.
+
+        What an operation did before it failed (an ordered ``insert_many`` at its first duplicate) stays, as in
+        MongoDB. When SQLite itself fails or the operation is interrupted, everything of it is undone.
+        """
+        with self.lock:
+            self._check_usable()
+            if self.read_only:
+                raise PermissionError(f"{self.path} is open read-only; connect without read_only to write")
+            if self._depth:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+                return
+            self.sqlite.execute("BEGIN IMMEDIATE")
+            self._depth = 1
+            try:
+                yield
+            except Exception as error:
+                if isinstance(error, sqlite3.Error):
+                    self._undo()
+                    raise OSError(
+                        f"{self.path} did not take a write ({error}); free space or check the disk"
+                    ) from error
+                self._commit()
+                raise
+            except BaseException:
+                self._undo()
+                raise
+            else:
+                self._commit()
+            finally:
+                self._depth = 0
+
+    def _commit(self) -> None:
+        try:
+            self.sqlite.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo()
+            raise OSError(f"{self.path} did not take a write ({error}); free space or check the disk") from error
+
+    def _undo(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.sqlite.execute("ROLLBACK")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that is held in memory; the file is the truth."""
+        self.cached_bytes = 0
+        numbers: dict[tuple[str, str], int] = {}
+        with contextlib.suppress(sqlite3.OperationalError):  # no tables yet
+            numbers = {
+                (database, name): number
+                for number, database, name in self.sqlite.execute("SELECT number, database, name FROM collections")
+            }
+        for database in self._databases.values():
+            for name in {*database._collections, *(n for d, n in numbers if d == database.name)}:
+                database[name].reload(numbers.get((database.name, name)))
+
+    def refresh(self) -> None:
+        """Move a read-only snapshot to the present."""
+        if self.read_only:
+            with self.lock:
+                self._check_usable()
+                self.sqlite.execute("COMMIT")
+                self.sqlite.execute("BEGIN")
+                for name in self.sqlite.execute("SELECT DISTINCT database FROM collections").fetchall():
+                    self[name[0]]
+                self._forget()
+
+    def close(self) -> None:
+        """Close the file; closing twice is fine."""
+        with self.lock:
+            self._databases.clear()
+            if os.getpid() == self._pid:  # a forked child must not touch the parent's file
+                self.sqlite.close()
+            if self._lock_file is not None:
+                self._lock_file.release()
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"{self.path} belongs to process {self._pid}; this is its fork {os.getpid()}, which must not use it"
+            )
+
+
+class SQLiteDatabase(DatabaseStore):
+    """The collections of one database."""
+
+    def __init__(self, server: SQLiteServer, name: str) -> None:
+        super().__init__()
+        self.server = server
+        self.name = name
+
+    def __getitem__(self, name: str) -> SQLiteCollection:
+        with self.server.lock:
+            if name not in self._collections:
+                self._collections[name] = SQLiteCollection(self.server, self.name, name)
+            return self._collections[name]
+
+    def adopt(self, name: str, number: int) -> None:
+        """Know a collection that is in the file."""
+        self[name].reload(number)
+
+    def list_created_collection_names(self) -> list[str]:
+        """Return the names of the collections that have documents or indexes or were created."""
+        with self.server.reading():
+            return [name for name, collection in self._collections.items() if collection.is_created]
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a collection another name."""
+        source = self[name]
+        self[new_name].drop()
+        source.rename(new_name)
+        self._collections[new_name] = self._collections.pop(name)
