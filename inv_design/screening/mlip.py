@@ -48,7 +48,7 @@ def screen_mlip(
         )
         reasons.append(Reason("born_stable", lowest, 0.0, message))
     reasons += flag_reasons(calculation.get("flags") or ())
-    reasons += target_reasons(_numbers(results), targets, tolerance=config.tolerance)
+    reasons += target_reasons(numbers(results), targets, tolerance=config.tolerance)
     if not reasons and results.get("bulk_modulus_vrh") is None:
         reasons.append(Reason("target", None, targets.get("bulk_modulus_vrh"), "no bulk modulus in the results"))
     return Verdict("mlip", "rejected" if reasons else "passed", tuple(reasons))
@@ -75,5 +75,6 @@ DISQUALIFYING_FLAGS: frozenset[str] = frozenset()
 """Filled from what the mechanics layer raises; see :mod:`inv_design.mechanics`."""
 
 
-def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
+def numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the plain numbers of a result record."""
     return {k: float(v) for k, v in results.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -87,17 +87,27 @@ def distance_reasons(structure: Structure, *, min_distance: float, min_radius_ra
     min_radius_ratio
         Smallest distance in units of the sum of the pair's metallic radii.
     """
+    import numpy as np
+
     from inv_design.structures import validity
 
-    distance = validity.min_distance(structure)
+    if not np.isfinite(structure.frac_coords).all():
+        return [Reason("cell", None, None, "a coordinate is not finite")]
+    volume, smallest = structure.volume / len(structure), validity.MIN_VOLUME_PER_ATOM
+    if not smallest <= volume < math.inf:  # NaN must fail too; no distances in a collapsed cell
+        return [Reason("cell", volume, smallest, f"cell of {volume:.3g} Å^3 per atom, at least {smallest:g} wanted")]
     reasons = []
-    if not distance >= min_distance:  # NaN must fail too
-        message = f"shortest distance {distance:.2f} Å, at least {min_distance:g} Å wanted"
-        reasons.append(Reason("min_distance", distance, min_distance, message))
-    ratio = validity.min_radius_ratio(structure)
-    if not ratio >= min_radius_ratio:
-        message = f"shortest distance {ratio:.2f} of the metallic radii's sum, at least {min_radius_ratio:g} wanted"
-        reasons.append(Reason("min_radius_ratio", ratio, min_radius_ratio, message))
+    try:
+        distance = validity.min_distance(structure)
+        if not distance >= min_distance:
+            message = f"shortest distance {distance:.2f} Å, at least {min_distance:g} Å wanted"
+            reasons.append(Reason("min_distance", distance, min_distance, message))
+        ratio = validity.min_radius_ratio(structure)
+        if not ratio >= min_radius_ratio:
+            message = f"shortest distance {ratio:.2f} of the sum of radii, at least {min_radius_ratio:g} wanted"
+            reasons.append(Reason("min_radius_ratio", ratio, min_radius_ratio, message))
+    except ValueError as error:  # an element without a radius
+        reasons.append(Reason("geometry", None, None, f"distances cannot be judged: {error}"))
     return reasons
 
 
