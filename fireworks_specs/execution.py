@@ -44,9 +44,8 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
     ValueError
         If the database holds a campaign of that name with other settings.
     """
-    from stores.provenance import provenance
-
     from stores.documents.campaign import Campaign
+    from stores.provenance import provenance
     from stores.queries import ensure_indexes
 
     ensure_indexes()
@@ -62,14 +61,7 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
         return
     ingest_data(config, progress=progress)
     kept = {key: value for key, value in plain.items() if key != "password_file"}
-    Campaign(
-        name=config.name,
-        config=kept,
-        targets=config.targets,
-        created_by=provenance()["created_by"],
-        state="active",
-        provenance=provenance(),
-    ).save(force_insert=True)
+    insert_campaign(config.name, kept, targets=config.targets, provenance=provenance())
 
 
 def changed_settings(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -94,10 +86,9 @@ def ingest_data(config: CampaignConfig, *, progress: Callable[[int, int, str], N
     ValueError
         If the data source is neither packaged nor a readable file, or nothing of it passes the filter.
     """
-    from stores.ingest import ingest_reference
-
     from inv_design.datasets.mp_binaries import SOURCE, filter_dataset, load_mp_binaries
     from inv_design.structures.elements import expand_elements
+    from stores.ingest import ingest_reference
 
     data = config.data
     if data.source == "mp-binaries":
@@ -128,10 +119,9 @@ def advance(launchpad: LaunchPad, campaign: str, config: CampaignConfig, *, roun
     Of several workers that derive the same step one gets the claim, the others add nothing. ``force`` adds it under a
     new claim: for a step whose workflows are lost or failed.
     """
-    from stores.steps import claim_step
-
     from fireworks_specs.steps import next_step
     from fireworks_specs.workflows import step_workflows
+    from stores.steps import claim_step
 
     step = next_step(campaign, config, rounds=rounds)
     if step is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def predictor_protocol(model_id: str) -> str:
     """Return the protocol id of predictions by a model (its id hashes weights and settings)."""
-    from stores.identity import protocol_id
+    from stores.protocol import protocol_id
 
     return protocol_id({"code": "inv_design", "stage": "predictor", "model_id": model_id})
 

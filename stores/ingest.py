@@ -9,15 +9,20 @@ from stores.provenance import provenance
 from stores.records import insert_calculations, insert_structures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from inv_design.datasets.mp_binaries import LabelledStructure
 
+BATCH = 200
 UNITS = {"bulk_modulus_vrh": "GPa", "shear_modulus_vrh": "GPa", "energy_per_atom": "eV/atom", "e_above_hull": "eV/atom"}
 
 
 def ingest_reference(
-    entries: Sequence[LabelledStructure], source: str, *, protocol: Mapping[str, Any] | None = None
+    entries: Sequence[LabelledStructure],
+    source: str,
+    *,
+    protocol: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, int]:
     """Write labelled structures as reference calculations; return counts.
 
@@ -29,6 +34,8 @@ def ingest_reference(
         Where the labels come from, such as ``inv_design.datasets.mp_binaries.SOURCE``.
     protocol
         What determined the labels, besides the source; ``{"functional": "PBE"}`` by default, as Materials Project's.
+    progress
+        Called with (entries done, entries in all, "").
 
     Returns
     -------
@@ -43,11 +50,13 @@ def ingest_reference(
     made = provenance(inputs=[source])
     structures = current().db["structures"]
     before = structures.estimated_document_count()
-    ids = insert_structures(
-        [entry.structure for entry in entries],
-        [{"kind": "reference", "id": entry.source_id, "source": source} for entry in entries],
-        made,
-    )
+    ids: list[str] = []
+    for start in range(0, len(entries), BATCH):
+        part = entries[start : start + BATCH]
+        sources = [{"kind": "reference", "id": entry.source_id, "source": source} for entry in part]
+        ids += insert_structures([entry.structure for entry in part], sources, made)
+        if progress is not None:
+            progress(len(ids), len(entries), "")
     calculations = insert_calculations(
         {
             "structure_id": structure_id,

@@ -190,9 +190,9 @@ def insert_calculations(calculations: Iterable[Mapping[str, Any]]) -> list[Inser
 # -- models and training sets -----------------------------------------------------------------------------------------
 
 
-def model_id(sha256: str, training_set_id: str | None) -> str:
-    """Return ``"m-"`` and a hash of the weights' SHA-256 and the training set."""
-    return content_id("m", [sha256, training_set_id])
+def model_id(sha256: str, training_set_id: str | None, campaign: str | None = None, round: int | None = None) -> str:
+    """Return ``"m-"`` and a hash of the weights' SHA-256, the training set, and the place in a campaign."""
+    return content_id("m", [sha256, training_set_id, campaign, round])
 
 
 def insert_model(
@@ -213,7 +213,7 @@ def insert_model(
     from stores.documents import Model
 
     digest = hashlib.sha256(blob).hexdigest()
-    identity = model_id(digest, training_set_id)
+    identity = model_id(digest, training_set_id, fields.get("campaign"), fields.get("round"))
     record = {
         **fields,
         "model_id": identity,
@@ -303,6 +303,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "calculations": ("calculation_id",),
     "models": ("model_id",),
     "training_sets": ("training_set_id",),
+    "evaluations": ("evaluation_id",),
     "steps": ("key",),
 }
 

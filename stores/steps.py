@@ -22,6 +22,13 @@ def claim_step(key: str, payload: Mapping[str, Any] | None = None) -> bool:
     return insert_documents("steps", [record], journal=False)[0][1]
 
 
+def step_exists(key: str) -> bool:
+    """Return whether a key is claimed."""
+    from stores.connection import current
+
+    return current().db["steps"].find_one({"key": key}, {"_id": 1}) is not None
+
+
 def release_step(key: str) -> bool:
     """Give a claim back whose workflow could not be added; return whether there was one."""
     from stores.connection import current

@@ -26,6 +26,7 @@ class CloseTask(CampaignTask):
 
         from fireworks_specs.steps import model_of_round
         from stores.documents.evaluation import Evaluation
+        from stores.records import insert_documents
 
         name, number, config = self["campaign"], self["round"], self.config
         model = model_of_round(name, number, "generator")
@@ -38,7 +39,7 @@ class CloseTask(CampaignTask):
         documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in samples]
         if not targets and 0.0 not in known:
             documents.append(self._evaluation(model.model_id, 0.0, [], 0))
-        _insert(documents)
+        insert_documents("evaluations", documents)
 
     def _sample(self, model_id: str, target: float) -> list[Any]:
         config = self.config
@@ -70,9 +71,8 @@ class CloseTask(CampaignTask):
     def _evaluation(self, model_id: str, target: float, values: list[float], sampled: int) -> dict[str, Any]:
         from statistics import fmean, median
 
-        from stores.identity import protocol_id
-
         from inv_design.calculators.registry import calculator_protocol
+        from stores.protocol import protocol_id
 
         name, number, stage = self["campaign"], self["round"], self.config.stages.mlip
         key = hashlib.sha256(f"{name}/{number}/{target:g}".encode()).hexdigest()[:20]
@@ -94,15 +94,3 @@ class CloseTask(CampaignTask):
             "statistics": {"sampled": sampled},
             "provenance": self.provenance([model_id]),
         }
-
-
-def _insert(documents: list[dict[str, Any]]) -> None:
-    from mongoengine.errors import NotUniqueError
-
-    from stores.documents.evaluation import Evaluation
-
-    for document in documents:
-        try:
-            Evaluation(**document).save(force_insert=True)
-        except NotUniqueError:  # another worker closed the round first
-            continue

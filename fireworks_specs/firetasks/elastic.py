@@ -52,9 +52,8 @@ class ElasticTask(CampaignTask):
 
 def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any]) -> list[str]:
     """Return the structure ids that have no calculation of this kind and protocol."""
-    from stores.identity import protocol_id
-
     from stores.documents.calculation import Calculation
+    from stores.protocol import protocol_id
 
     known = set(
         Calculation.objects(structure_id__in=ids, kind=kind, protocol_id=protocol_id(protocol)).scalar("structure_id")
@@ -73,7 +72,8 @@ def insert_result(
 ) -> None:
     """Insert the relaxed structure and the calculation of a computed record."""
     from pymatgen.core import Structure
-    from stores.identity import protocol_id
+
+    from stores.protocol import protocol_id
     from stores.records import insert_calculation, insert_structure
 
     output = None
@@ -81,8 +81,8 @@ def insert_result(
         try:
             output = insert_structure(
                 Structure.from_dict(record["structure"]),
-                source={"kind": "relaxed", "id": structure_id},
-                provenance=provenance,
+                {"kind": "relaxed", "id": structure_id},
+                provenance,
             )
         except ValueError as error:  # a cell that collapsed has no identity; the numbers are kept
             record = {

@@ -23,10 +23,9 @@ class GenerateTask(CampaignTask):
 
     def work(self) -> None:
         """Insert the structures and candidates of the chunk unless it is finished."""
+        from fireworks_specs.steps import chunk_key, model_of_round
         from stores.records import insert_candidates, insert_structures
         from stores.steps import claim_step, step_exists
-
-        from fireworks_specs.steps import chunk_key, model_of_round
 
         name, number, chunk = self["campaign"], self["round"], self["chunk"]
         key = chunk_key(name, number, chunk)
@@ -46,7 +45,7 @@ class GenerateTask(CampaignTask):
         )  # fmt: skip
         provenance = self.provenance([model.model_id])
         source = {"kind": "generated", "id": model.model_id}
-        ids = insert_structures([s.structure for s in samples], source=source, provenance=provenance)
+        ids = insert_structures([s.structure for s in samples], [source] * len(samples), provenance)
         insert_candidates(
             [
                 {
@@ -58,10 +57,10 @@ class GenerateTask(CampaignTask):
                     "seed": seed,
                     "index": chunk * section.chunk + sample.index,
                     "score": sample.score,
+                    "provenance": provenance,
                 }
                 for structure_id, sample in zip(ids, samples, strict=True)
-            ],
-            provenance=provenance,
+            ]
         )
         statistics = {"wanted": wanted, "delivered": len(samples), **getattr(generator, "last_statistics", {})}
         claim_step(key, {"campaign": name, "statistics": _plain(statistics)})

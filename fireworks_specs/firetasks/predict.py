@@ -17,10 +17,10 @@ class PredictTask(CampaignTask):
     def work(self) -> None:
         """Predict in batches, inserting each batch when it is ready."""
         import numpy as np
-        from stores.records import insert_predictions
 
         from fireworks_specs.protocols import predictor_protocol
         from fireworks_specs.steps import candidates_without_prediction, model_of_round
+        from stores.records import insert_predictions
 
         name, number = self["campaign"], self["round"]
         model = model_of_round(name, number, "predictor")
@@ -32,6 +32,7 @@ class PredictTask(CampaignTask):
             found = [i for i in ids if i in structures]
             prediction = predictor.predict([structures[i] for i in found])
             errors = prediction.errors or [None] * len(found)
+            provenance = self.provenance([model.model_id])
             insert_predictions(
                 [
                     {
@@ -43,11 +44,11 @@ class PredictTask(CampaignTask):
                         "model_id": model.model_id,
                         "protocol_id": predictor_protocol(model.model_id),
                         "error": error,
+                        "provenance": provenance,
                     }
                     for structure_id, value, std, error in zip(
                         found, prediction.values, prediction.std, errors, strict=True
                     )
-                ],
-                provenance=self.provenance([model.model_id]),
+                ]
             )
             report(f"round {number}: stage I, predict", min(start + BATCH, len(todo)), len(todo))

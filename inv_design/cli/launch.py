@@ -28,7 +28,7 @@ def launch(settings: Settings, rounds: int | None, output: Path | None) -> None:
     workers carry the campaign to its end.
     """
     from fireworks_specs import execution
-    from inv_design.cli.connect import open_database
+    from inv_design.cli.database import open_database
 
     config = settings.load_config()
     with open_database(settings) as connection:

@@ -26,7 +26,7 @@ def lpad(settings: Settings, config: str | None, arguments: tuple[str, ...]) -> 
 
     from fireworks.scripts import lpad_run
 
-    from inv_design.cli.connect import open_database
+    from inv_design.cli.database import open_database
 
     if config:
         settings.config, settings.config_given = Path(config), True

@@ -57,7 +57,7 @@ def run(settings: Settings, rounds: int | None) -> None:
     warnings.filterwarnings("ignore")
     from fireworks_specs import execution, pool
     from fireworks_specs.progress import set_reporter
-    from inv_design.cli.connect import open_database
+    from inv_design.cli.database import open_database
 
     config = settings.load_config()
     started = time.monotonic()

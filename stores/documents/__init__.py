@@ -5,6 +5,7 @@ from stores.documents.campaign import Campaign
 from stores.documents.campaign_metrics import CampaignMetrics
 from stores.documents.candidate import Candidate
 from stores.documents.candidate_summary import CandidateSummary
+from stores.documents.evaluation import Evaluation
 from stores.documents.model import Model
 from stores.documents.prediction import Prediction
 from stores.documents.record import Derived, Record
@@ -21,6 +22,7 @@ AUTHORITATIVE: tuple[type[Record], ...] = (
     Calculation,
     Model,
     TrainingSet,
+    Evaluation,
     Step,
 )
 DERIVED: tuple[type[Derived], ...] = (CandidateSummary, ScreeningQueueItem, CampaignMetrics)
@@ -34,6 +36,7 @@ __all__ = [
     "Candidate",
     "CandidateSummary",
     "Derived",
+    "Evaluation",
     "Model",
     "Prediction",
     "Record",
