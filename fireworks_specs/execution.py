@@ -46,13 +46,12 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
     """
     from stores.documents.campaign import Campaign
     from stores.provenance import provenance
-    from stores.queries import ensure_indexes
+    from stores.records import insert_campaign
 
-    ensure_indexes()
     stored = Campaign.objects(name=config.name).first()
     plain = config.model_dump(mode="json")
     if stored is not None:
-        changed = changed_settings(dict(stored.config), plain)
+        changed = changed_settings(stored.to_mongo().to_dict()["config"], plain)
         if changed:
             raise ValueError(
                 f"campaign {config.name!r} is in the database with other settings ({'; '.join(changed)}): "

@@ -138,9 +138,9 @@ class DftConfig(_Section):
 class StagesConfig(_Section):
     """The three stages of rising cost."""
 
-    predictor: PredictorConfig = Field(default_factory=PredictorConfig)
-    mlip: MlipConfig = Field(default_factory=MlipConfig)
-    dft: DftConfig = Field(default_factory=DftConfig)
+    predictor: PredictorConfig = PredictorConfig()
+    mlip: MlipConfig = MlipConfig()
+    dft: DftConfig = DftConfig()
 
 
 class GeneratorConfig(_Section):
@@ -198,12 +198,12 @@ class CampaignConfig(_Section):
         None, description="a file that holds the database password; or $INV_DESIGN_DATABASE_PASSWORD"
     )
     targets: dict[str, float] = Field(description="property -> wanted value with unit, such as '350 GPa'")
-    data: DataConfig = Field(default_factory=DataConfig)
-    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
-    stages: StagesConfig = Field(default_factory=StagesConfig)
+    data: DataConfig = DataConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    stages: StagesConfig = StagesConfig()
     rounds: int = Field(2, ge=0, le=1000, description="rounds after the initial one (round 0)")
-    chemistry: ChemistryConfig = Field(default_factory=ChemistryConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    chemistry: ChemistryConfig = ChemistryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = Field(0, ge=0, description="the one seed that all others derive from")
 
     @field_validator("targets", mode="before")

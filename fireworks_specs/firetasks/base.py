@@ -19,7 +19,7 @@ class CampaignTask(FiretaskBase):
     The launchpad and the records share one database, so a worker needs no setting but ``my_launchpad.yaml``.
     """
 
-    required_params = ("campaign", "round")
+    required_params: tuple[str, ...] = ("campaign", "round")
 
     def run_task(self, fw_spec: dict[str, Any]) -> None:  # noqa: ARG002 - the parameters say it all
         """Connect and work."""

@@ -37,7 +37,7 @@ def measure_elasticity(
     try:
         ase_calculator = get_calculator(calculator)
         relaxed = relax_structure(structure, ase_calculator, fmax=fmax, max_steps=max_steps)
-        if relaxed.error is not None:
+        if relaxed.structure is None:
             return failed(f"relaxation: {relaxed.error}")
         results = {
             "relaxed": relaxed.converged,
@@ -82,7 +82,7 @@ def measure_equation_of_state(
     try:
         ase_calculator = get_calculator(calculator)
         relaxed = relax_structure(structure, ase_calculator, fmax=fmax, max_steps=max_steps)
-        if relaxed.error is not None:
+        if relaxed.structure is None:
             return failed(f"relaxation: {relaxed.error}")
         fit = equation_of_state(relaxed.structure, ase_calculator, strain=strain)
         if fit.error is not None:
