@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -65,10 +66,13 @@ class LazyGroup(click.Group):
         """Run the command line and exit with 0 done, 1 failed, 2 wrong usage, 3 nothing matched, 130 interrupted."""
         settings = extra.setdefault("obj", Settings())
         extra["standalone_mode"] = False
-        try:
-            code = super().main(args, prog_name or "inv-design", *more, **extra)
-        except Exception as error:
-            code = errors.report(error, debug=settings.debug)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # python -W shows them
+                warnings.simplefilter("ignore")
+            try:
+                code = super().main(args, prog_name or "inv-design", *more, **extra)
+            except Exception as error:
+                code = errors.report(error, debug=settings.debug)
         sys.exit(code if isinstance(code, int) else errors.DONE)
 
 

@@ -32,8 +32,11 @@ SUFFIXES = (".extxyz", ".xyz", ".json", ".jsonl", ".csv", ".cif", ".zip", "")
 @click.option("--exclude", multiple=True, metavar="E,E", help="None of these elements (or groups such as actinides).")
 @click.option("--max-sites", type=click.IntRange(min=1), help="Largest number of atoms in the primitive cell.")
 @click.option(
-    "--set", "options", multiple=True, metavar="NAME=VALUE", help="Setting of the generator, such as guidance=2."
+    "--latent-filter",
+    type=click.IntRange(min=1),
+    help="Keep the best of so many latents by predicted property; 1: off.",
 )
+@click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance factor; 1: conditional only.")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path),
     help="File (.extxyz, .json, .jsonl, .csv, .cif, .zip of CIFs) or folder of CIFs.",
@@ -51,13 +54,13 @@ def generate(
     elements: tuple[str, ...],
     exclude: tuple[str, ...],
     max_sites: int | None,
-    options: tuple[str, ...],
+    latent_filter: int | None,
+    guidance: float | None,
     output: Path,
 ) -> None:
     """Generate crystals for a target property and write them with their ids, model, seed and condition."""
     wanted = parse_targets(targets)
     banned, allowed = parse_elements(exclude), parse_elements(elements)
-    values = parse_settings(options)
     if output.suffix.lower() not in SUFFIXES:
         raise click.BadParameter(
             f"suffix {output.suffix!r} is not one of {', '.join(SUFFIXES[:-1])}, or none (folder)", param_hint="-o"
@@ -73,8 +76,8 @@ def generate(
         elements=frozenset(allowed) if allowed else None,
         max_sites=max_sites,
     )
-    generator, label = find_generator(settings, model, values)
-    apply_settings(generator, values)
+    generator, label = find_generator(settings, model)
+    configure(generator, latent_filter=latent_filter, guidance=guidance)
     warn_of_extrapolation(generator, wanted)
     with render.progress("Generate", number) as bar:
         samples = generator.sample(number, condition, seed=seed, progress=bar)
@@ -83,39 +86,22 @@ def generate(
     report_result(settings, samples, written, label, output)
 
 
-def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return setting -> value from ``guidance=2``; values are read as YAML, so that numbers are numbers."""
-    import yaml
-
-    values = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name.isidentifier():
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE, write for example guidance=2", param_hint="--set")
-        values[name] = yaml.safe_load(value)
-    return values
-
-
-def apply_settings(generator: Generator, values: dict[str, Any]) -> None:
-    """Change the sampling settings of a fitted generator.
+def configure(generator: Generator, **options: Any) -> None:
+    """Change the sampling settings of a fitted generator; options that are ``None`` were not given.
 
     Raises
     ------
-    click.BadParameter
-        If it has no such setting.
+    click.UsageError
+        If it has no such settings.
     """
-    if not values:
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
         return
-    from inv_design.cli.errors import nearest
-
-    settings = getattr(generator, "settings", generator)
-    for name, value in values.items():
-        if not hasattr(settings, name):
-            known = [n for n in vars(settings) if not n.startswith("_")]
-            raise click.BadParameter(
-                f"{generator.name} has no setting {name!r}{nearest(name, known)}", param_hint="--set"
-            )
-        object.__setattr__(settings, name, value)
+    change = getattr(generator, "configure", None)
+    if change is None:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"the generator {generator.name} does not take {flags}")
+    change(**given)
 
 
 def warn_of_extrapolation(generator: Generator, targets: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ def init(directory: Path, template: str, name: str | None) -> None:
     An existing campaign.yaml is never overwritten (exit code 1).
     """
     path = directory / "campaign.yaml"
-    text = template_text(template).replace(PLACEHOLDER, name or default_name(directory))
+    text = template_text(template).replace(PLACEHOLDER, quoted(name or default_name(directory)))
     check_text(text)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -49,6 +49,19 @@ def default_name(directory: Path) -> str:
     """Return a campaign name made of a directory's."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", directory.resolve().name).strip("-._")[:64]
     return name or "campaign"
+
+
+def quoted(name: str) -> str:
+    """Return a name as YAML text: ``2026`` in quotes, since it would be read as a number."""
+    import json
+
+    import yaml
+
+    try:
+        plain = yaml.safe_load(name) == name
+    except yaml.YAMLError:
+        plain = False
+    return name if plain else json.dumps(name)
 
 
 def check_text(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inv_design.cli.errors import one_line
 
@@ -45,8 +45,8 @@ def find_predictor(settings: Settings, model: str | None, *, property: str) -> t
     return load_predictor(_stored(settings, model, "predictor")), model
 
 
-def find_generator(settings: Settings, model: str | None, options: dict[str, Any]) -> tuple[Generator, str]:
-    """Return (generator, its name for records); ``options`` are settings for one that is made by name.
+def find_generator(settings: Settings, model: str | None) -> tuple[Generator, str]:
+    """Return (generator, its name for records); one that needs no weights is fitted to the packaged alloys.
 
     Raises
     ------
@@ -62,17 +62,17 @@ def find_generator(settings: Settings, model: str | None, options: dict[str, Any
     if (path := _model_file(model)) is not None:
         return load_generator(path.read_bytes()), str(path)
     if model in generator_names():
-        return _fitted(model, options), model
+        return _fitted(model), model
     return load_generator(_stored(settings, model, "generator")), model
 
 
-def _fitted(name: str, options: dict[str, Any]) -> Generator:
+def _fitted(name: str) -> Generator:
     """Return a generator by name, fitted to the packaged alloys (quick for those that need no training)."""
     from inv_design.cli.render import progress
     from inv_design.datasets.mp_binaries import load_alloys
     from inv_design.generators.registry import make_generator
 
-    generator = make_generator(name, **options)
+    generator = make_generator(name)
     entries = load_alloys()
     with progress(f"Fit {name} to the packaged alloys") as bar:
         generator.fit([e.structure for e in entries], [e.labels["bulk_modulus_vrh"] for e in entries], progress=bar)

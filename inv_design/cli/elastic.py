@@ -1,0 +1,129 @@
+"""`elastic`: relaxation, elastic tensor, moduli, Born verdict and quality flags of the crystals in files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inv_design.cli import render
+from inv_design.cli.errors import CommandFailed, one_line
+from inv_design.cli.inputs import read_files
+from inv_design.cli.options import Settings, common_options, json_option
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+    from inv_design.structures.files import ReadItem
+
+EMPTY: dict[str, Any] = {
+    "bulk_modulus_vrh": None,
+    "shear_modulus_vrh": None,
+    "born_stable": None,
+    "elastic_tensor": None,
+    "flags": [],
+    "converged": None,
+}
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "-k", "--calculator", "name", default="mace-alloy-small", show_default=True, metavar="C",
+    help="mace-alloy-small, chgnet, emt, gpaw, mace-mp-0 ..., a .safetensors file, or an import path module:callable.",
+)  # fmt: skip
+@click.option("--relax/--no-relax", default=True, show_default=True, help="Relax positions and cell first.")
+@click.option("--fmax", type=float, default=0.02, show_default=True, help="Largest force after relaxation, eV/Å.")
+@click.option("--max-steps", type=click.IntRange(min=1), default=300, show_default=True, help="Relaxation steps.")
+@json_option
+@common_options
+@click.pass_obj
+def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: bool, fmax: float, max_steps: int) -> None:
+    """Relax crystals and calculate their elastic tensors.
+
+    Moduli and tensors are in GPa (Voigt notation, 6 x 6). One record per crystal in the order of the input; one that
+    fails gets a record with its error, the rest goes on, and the exit code is 1.
+    """
+    if not fmax > 0:
+        raise click.BadParameter(f"{fmax} eV/Å is not positive", param_hint="--fmax")
+    from inv_design.calculators.registry import get_calculator
+
+    try:
+        calculator = get_calculator(name)
+    except ValueError as error:
+        raise click.BadParameter(one_line(str(error)), param_hint="--calculator") from None
+    records: list[dict[str, Any]] = []
+    items = list(read_files(files))
+    with render.progress("Elastic tensors", len(items)) as bar:
+        for index, item in enumerate(items):
+            record = measure(item, calculator, relax=relax, fmax=fmax, max_steps=max_steps)
+            record = {
+                "source": item.source,
+                "index": index,
+                "id": item.properties.get("id"),
+                **record,
+                "calculator": name,
+            }
+            records.append(record)
+            if settings.as_json:
+                render.json_line(record)
+            bar.update(index + 1, str(record["formula"] or ""))
+    if not settings.as_json:
+        show_records(records, full=bool(settings.verbose))
+    failed = sum(record["error"] is not None for record in records)
+    if failed:
+        raise CommandFailed(f"{failed} of {len(records)} crystals failed; their records say why")
+
+
+def measure(item: ReadItem, calculator: Calculator, *, relax: bool, fmax: float, max_steps: int) -> dict[str, Any]:
+    """Return the elastic record of one crystal, or its error; moduli in GPa."""
+    from inv_design.mechanics.elastic import elastic_tensor
+    from inv_design.mechanics.relax import relax_structure
+
+    structure = item.structure
+    if structure is None:
+        return {"formula": None, **EMPTY, "unit": "GPa", "error": item.error}
+    record: dict[str, Any] = {"formula": structure.composition.reduced_formula, **EMPTY, "unit": "GPa", "error": None}
+    try:
+        if relax:
+            relaxed = relax_structure(structure, calculator, fmax=fmax, max_steps=max_steps)
+            if relaxed.error is not None or relaxed.structure is None:
+                return {**record, "error": f"relaxation: {relaxed.error}"}
+            structure = relaxed.structure
+            record |= {
+                "converged": relaxed.converged,
+                "volume_change": relaxed.volume_change,
+                "energy_per_atom": relaxed.energy_per_atom,
+            }
+        tensor = elastic_tensor(structure, calculator).as_dict()
+        error = tensor.pop("error", None)
+        if error is not None:
+            return {**record, "error": f"elastic tensor: {error}"}
+        record |= {"elastic_tensor": tensor.pop("tensor"), **tensor, "structure": structure.as_dict()}
+    except Exception as error:  # one bad crystal never stops the others
+        record["error"] = f"{type(error).__name__}: {one_line(str(error))}"
+    return record
+
+
+def show_records(records: list[dict[str, Any]], *, full: bool) -> None:
+    """Print the moduli as a table, with ``full`` the tensors too; errors come below."""
+    good = [r for r in records if r["error"] is None]
+    if good:
+        columns = ("source", "formula", "K_VRH (GPa)", "G_VRH (GPa)", "Born stable", "converged", "flags")
+        rows = [
+            (
+                r["source"], r["formula"], f"{r['bulk_modulus_vrh']:.1f}", f"{r['shear_modulus_vrh']:.1f}",
+                r["born_stable"], r["converged"], ", ".join(r["flags"]) or "-",
+            )
+            for r in good
+        ]  # fmt: skip
+        render.table(rows, columns, right=columns[2:4])
+    if full:
+        for r in good:
+            click.echo(f"\n{r['source']} {r['formula']}: elastic tensor, GPa")
+            for line in r["elastic_tensor"]:
+                click.echo("  " + " ".join(f"{value:9.2f}" for value in line))
+    for r in records:
+        if r["error"] is not None:
+            text = str(r["error"])
+            render.say(f"failed: {text if text.startswith(r['source']) else r['source'] + ': ' + text}")

@@ -1,0 +1,254 @@
+"""`query`: candidates that match conditions, as a table, JSON, csv, extxyz or CIF files."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inv_design.cli import render
+from inv_design.cli.errors import NothingMatched
+from inv_design.cli.filters import element_filter, known_fields, sort_keys, where_filter
+from inv_design.cli.inputs import parse_elements
+from inv_design.cli.options import Settings, campaign_options, json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TextIO
+
+FORMATS = ("table", "json", "csv", "extxyz", "cif")
+SUFFIX_FORMATS = {".json": "json", ".csv": "csv", ".extxyz": "extxyz", ".xyz": "extxyz", ".cif": "cif", ".zip": "cif"}
+TABLE_LIMIT = 50
+SAMPLE = 300
+"""Documents that are looked at for the names of nested fields."""
+
+
+@click.command()
+@click.option(
+    "-w", "--where", multiple=True, metavar="COND", help="K=340..360, K>=300, status=passed, stages.mlip.value<400 ..."
+)
+@click.option("--elements", multiple=True, metavar="E,E", help="Contains all of these elements.")
+@click.option("--any-of", multiple=True, metavar="E,E", help="Contains at least one of these elements.")
+@click.option("--without", multiple=True, metavar="E,E", help="Contains none of these elements.")
+@click.option("--stage", type=click.Choice(("generated", "predictor", "mlip", "dft")), help="Last stage entered.")
+@click.option(
+    "--status", type=click.Choice(("passed", "rejected", "failed", "waiting")), help="What became of it there."
+)
+@click.option("--round", "rounds", type=click.IntRange(min=0), multiple=True, help="Round; may be repeated.")
+@click.option("--sort", multiple=True, metavar="FIELD", help="Sort by a field, -FIELD for largest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    help=f"At most so many, 0 for all.  [default: {TABLE_LIMIT} in a table, else all]",
+)
+@click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out the first so many.")
+@click.option("-f", "--format", "form", type=click.Choice(FORMATS), help="What to write.  [default: by -o, else table]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File, or folder for CIF.  [default: standard output]"
+)
+@json_option
+@campaign_options
+@click.pass_obj
+def query(
+    settings: Settings,
+    *,
+    where: tuple[str, ...],
+    elements: tuple[str, ...],
+    any_of: tuple[str, ...],
+    without: tuple[str, ...],
+    stage: str | None,
+    status: str | None,
+    rounds: tuple[int, ...],
+    sort: tuple[str, ...],
+    limit: int | None,
+    skip: int,
+    form: str | None,
+    output: Path | None,
+) -> None:
+    """List candidates that match conditions.
+
+    Conditions are joined by "and". Exit code 3 if nothing matches.
+    """
+    form = form or (
+        "json" if settings.as_json else SUFFIX_FORMATS.get(output.suffix.lower(), "cif") if output else "table"
+    )
+    if form == "cif" and output is None:
+        raise click.UsageError("CIF files need -o FOLDER (or a .cif or .zip file)")
+    composition = element_filter(
+        parse_elements(elements, groups=False), parse_elements(any_of), parse_elements(without)
+    )
+
+    from inv_design.cli.database import campaign_name, open_database
+    from stores.documents import CandidateSummary
+
+    open_database(settings, read_only=True)
+    name = campaign_name(settings)
+    collection = CandidateSummary._get_collection()
+    fields = summary_fields(collection, name)
+    wanted = {"campaign": name, **composition, **where_filter(where, fields)}
+    if stage:
+        wanted["stage"] = stage
+    if status:
+        wanted["status"] = status
+    if rounds:
+        wanted["round"] = {"$in": list(rounds)}
+    keys = sort_keys(sort, fields) or [("round", 1), ("candidate_id", 1)]
+    if limit is None:
+        limit = TABLE_LIMIT if form == "table" else 0
+    cursor = collection.find(wanted, {"_id": 0}).sort(keys).skip(skip).limit(limit)
+    documents = list(cursor)
+    if not documents:
+        raise NothingMatched(nothing(collection, name, wanted, skip))
+    write(documents, form, output)
+    total = collection.count_documents(wanted)
+    if total > len(documents):
+        render.say(f"{len(documents)} of {total} candidates; --limit 0 shows all, --skip the next ones")
+
+
+def summary_fields(collection: Any, campaign: str) -> dict[str, type | None]:
+    """Return the fields of the campaign's candidate summaries with their types; nested ones are dotted."""
+    import mongoengine
+
+    from stores.documents import CandidateSummary
+
+    kinds = {
+        mongoengine.FloatField: float, mongoengine.IntField: int, mongoengine.BooleanField: bool,
+        mongoengine.StringField: str,
+    }  # fmt: skip
+    declared = {
+        name: next((kind for field_type, kind in kinds.items() if isinstance(field, field_type)), None)
+        for name, field in CandidateSummary._fields.items()
+        if name not in ("id", "provenance")
+    }
+    sample = list(collection.find({"campaign": campaign}, {"_id": 0}).limit(SAMPLE))
+    # the few that reached a late stage have fields that the first ones lack
+    for late in ("mlip", "dft"):
+        sample += list(collection.find({"campaign": campaign, "stage": late}, {"_id": 0}).limit(SAMPLE))
+    return known_fields(declared, sample)
+
+
+def nothing(collection: Any, campaign: str, wanted: dict[str, Any], skip: int) -> str:
+    """Return the line for a query without result: which of the conditions leave nothing."""
+    total = collection.count_documents({"campaign": campaign})
+    if not total:
+        return f"campaign {campaign!r} has no candidates yet; `inv-design run` makes some"
+    if skip and collection.count_documents(wanted):
+        return f"nothing left after --skip {skip}: {collection.count_documents(wanted)} candidates match"
+    return f"no candidate matches; campaign {campaign!r} has {total}"
+
+
+def write(documents: list[dict[str, Any]], form: str, output: Path | None) -> None:
+    """Write summaries in a format to a file or to standard output."""
+    if form in ("extxyz", "cif"):
+        write_crystals(documents, form, output)
+    elif output is None:
+        _write_text(documents, form, sys.stdout)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("w", newline="") as file:
+            _write_text(documents, form, file)
+        render.say(f"wrote {len(documents)} candidates to {output}")
+
+
+def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO) -> None:
+    import json
+
+    if form == "json":
+        stream.write(json.dumps(render.plain(documents), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+    elif form == "csv":
+        rows = [flat(d) for d in documents]
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    elif stream is sys.stdout:
+        show_table(documents)
+    else:
+        raise click.UsageError("a table goes to the terminal; choose --format json or csv for a file")
+
+
+def show_table(documents: list[dict[str, Any]]) -> None:
+    """Print one line per candidate."""
+    columns = ("id", "formula", "space group", "round", "stage", "status", "K (GPa)", "by", "Born", "reason")
+    rows = [
+        (
+            d.get("candidate_id"), d.get("formula"), spacegroup(d), d.get("round"), d.get("stage"), d.get("status"),
+            modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"), d.get("born_stable"), d.get("reason"),
+        )
+        for d in documents
+    ]  # fmt: skip
+    render.table(rows, columns, right=("round", "K (GPa)"))
+
+
+def spacegroup(document: dict[str, Any]) -> str:
+    """Return symbol and number of a summary's space group."""
+    group = document.get("spacegroup")
+    if isinstance(group, dict):
+        return f"{group.get('symbol', '?')} ({group.get('number', '?')})" if group else "-"
+    return str(group) if group else "-"
+
+
+def modulus(value: float | None) -> str:
+    """Return a modulus with one decimal, or ``-``."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a document as one level of dotted columns; lists are joined by spaces."""
+    row: dict[str, Any] = {}
+    for name, value in document.items():
+        if name == "provenance":
+            continue
+        if isinstance(value, dict):
+            row.update(flat(value, f"{prefix}{name}."))
+        elif isinstance(value, list) and all(not isinstance(item, dict | list) for item in value):
+            row[f"{prefix}{name}"] = " ".join(str(item) for item in value)
+        else:
+            row[f"{prefix}{name}"] = render.plain(value)
+    return row
+
+
+def write_crystals(documents: Sequence[dict[str, Any]], form: str, output: Path | None) -> None:
+    """Write the crystals of summaries with their ids and key numbers, in order."""
+    import tempfile
+
+    from inv_design.structures.files import write_structures
+
+    suffix = output.suffix.lower() if output is not None else ".extxyz"
+    allowed = (".extxyz", ".xyz") if form == "extxyz" else ("", ".cif", ".zip")
+    if suffix not in allowed:
+        raise click.BadParameter(
+            f"{output} does not fit --format {form}; end it in {' or '.join(a or '(no suffix)' for a in allowed)}",
+            param_hint="-o",
+        )
+    crystals = load_crystals([d["structure_id"] for d in documents])
+    pairs = [(crystals[d["structure_id"]], key_numbers(d)) for d in documents if d["structure_id"] in crystals]
+    if output is not None:
+        render.say(f"wrote {write_structures(output, pairs)} crystals to {output}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidates.extxyz"
+        write_structures(path, pairs)
+        sys.stdout.write(path.read_text())
+
+
+def load_crystals(structure_ids: Sequence[str]) -> dict[str, Any]:
+    """Return structure_id -> pymatgen Structure, as generated."""
+    from stores.documents import Structure
+
+    found: dict[str, Any] = {}
+    for start in range(0, len(structure_ids), 500):
+        for document in Structure.objects(structure_id__in=list(structure_ids[start : start + 500])):
+            found[document.structure_id] = document.to_pymatgen()
+    return found
+
+
+def key_numbers(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file of crystals says about each: ids, stage, status and the best number."""
+    names = (
+        "candidate_id", "structure_id", "round", "stage", "status", "bulk_modulus_vrh", "bulk_modulus_method",
+        "born_stable", "generator_model_id", "seed", "condition",
+    )  # fmt: skip
+    return {"id": document["candidate_id"], **{n: document[n] for n in names if document.get(n) is not None}}
