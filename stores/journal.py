@@ -33,12 +33,7 @@ def keep(collection: str, documents: Sequence[Mapping[str, Any]], *, connection:
 
     The lines are MongoDB Extended JSON, so that dates and numbers come back as they were.
     """
-    from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
-
-    lines = "".join(
-        dumps({"collection": collection, "document": document}, json_options=CANONICAL_JSON_OPTIONS) + "\n"
-        for document in documents
-    )
+    lines = b"".join(_line(collection, document) for document in documents)
     path = folder(connection) / "records.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
@@ -47,8 +42,8 @@ def keep(collection: str, documents: Sequence[Mapping[str, Any]], *, connection:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # a line that a crash cut off was never acknowledged; let it stand alone
-                lines = "\n" + lines
-        file.write(lines.encode())
+                lines = b"\n" + lines
+        file.write(lines)
         file.flush()
         os.fsync(file.fileno())
     return path
@@ -101,9 +96,18 @@ def deliver(connection: Connection | None = None) -> dict[str, int]:
     if path.exists():
         with path.open("rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            for collection, documents in _grouped(file.read(), path, counts).items():
-                for _, inserted in insert_documents(collection, documents, connection=connection, journal=False):
-                    counts["delivered" if inserted else "known"] += 1
+            groups, rejected = _grouped(file.read())
+            for collection, documents in groups.items():
+                for document in documents:
+                    try:
+                        [(_, inserted)] = insert_documents(collection, [document], connection=connection, journal=False)
+                        counts["delivered" if inserted else "known"] += 1
+                    except ValueError:
+                        rejected.append(_line(collection, document))
+            if rejected:
+                counts["rejected"] = len(rejected)
+                with path.with_name("rejected.jsonl").open("ab") as other:
+                    other.writelines(rejected)
             file.truncate(0)
             os.fsync(file.fileno())
     for blob in blobs:
@@ -112,11 +116,19 @@ def deliver(connection: Connection | None = None) -> dict[str, int]:
     return counts
 
 
-def _grouped(content: bytes, path: Path, counts: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """Return collection -> documents of the journal's whole lines; lines that are no records go to another file."""
+def _line(collection: str, document: Mapping[str, Any]) -> bytes:
+    from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
+
+    text = dumps({"collection": collection, "document": document}, json_options=CANONICAL_JSON_OPTIONS)
+    return text.encode() + b"\n"
+
+
+def _grouped(content: bytes) -> tuple[dict[str, list[dict[str, Any]]], list[bytes]]:
+    """Return (collection -> documents of the journal's lines, the lines that are no records)."""
     from bson.json_util import CANONICAL_JSON_OPTIONS, loads
 
     groups: dict[str, list[dict[str, Any]]] = {}
+    rejected: list[bytes] = []
     for line in content.split(b"\n"):
         if not line.strip():
             continue
@@ -124,7 +136,5 @@ def _grouped(content: bytes, path: Path, counts: dict[str, int]) -> dict[str, li
             entry = loads(line, json_options=CANONICAL_JSON_OPTIONS)
             groups.setdefault(entry["collection"], []).append(entry["document"])
         except (ValueError, KeyError, TypeError):
-            counts["rejected"] += 1
-            with path.with_name("rejected.jsonl").open("ab") as rejected:
-                rejected.write(line + b"\n")
-    return groups
+            rejected.append(line + b"\n")
+    return groups, rejected

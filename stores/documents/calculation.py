@@ -40,5 +40,6 @@ class Calculation(Record):
             ("kind", "protocol_id", "state"),
             ("kind", "method", "state"),
             "output_structure_id",
+            "provenance.inputs",
         ],
     }

@@ -37,6 +37,7 @@ class Model(Record):
             "training_set_id",
             "parent_model_id",
             "sha256",
+            "provenance.inputs",
         ],
     }
 

@@ -31,6 +31,7 @@ class TrainingSet(Record):
             {"fields": ["training_set_id"], "unique": True},
             ("campaign", "round"),
             "parent_training_set_id",
+            "provenance.inputs",
         ],
     }
 
