@@ -154,7 +154,11 @@ class Connection:
 
         _dispatch_fireworks_clients(fireworks_launchpad)
         options = {"strm_lvl": "WARNING", "user_indices": [], "wf_user_indices": ["metadata.campaign"], **options}
-        return LaunchPad(host=self._uri or self.uri_redacted, uri_mode=True, name=self.db.name, **options)
+        launchpad = LaunchPad(host=self._uri or self.uri_redacted, uri_mode=True, name=self.db.name, **options)
+        if not self.read_only:  # what `lpad reset` does first, without emptying anything
+            counters = {"next_fw_id": 1, "next_launch_id": 1}
+            launchpad.fw_id_assigner.update_one({"_id": -1}, {"$setOnInsert": counters}, upsert=True)
+        return launchpad
 
     def maggma_store(self, collection: str, key: str = "candidate_id", **options: Any) -> CampaignStore:
         """Return a connected maggma store on a collection."""

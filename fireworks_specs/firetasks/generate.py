@@ -38,11 +38,11 @@ class GenerateTask(CampaignTask):
         generator = configured_generator(model.model_id, config)
         seed = derive_seed(config.seed, number, "generate", chunk)
         condition = campaign_condition(config)
-        samples = generator.sample(
-            wanted, condition, seed=seed, progress=lambda done, total, text="": report(
-                f"round {number}: generate chunk {chunk} {text}".strip(), done, total
-            )
-        )  # fmt: skip
+
+        def progress(done: int, total: int, text: str = "") -> None:
+            report(f"round {number}: generate chunk {chunk} {text}".strip(), done, total)
+
+        samples = generator.sample(wanted, condition, seed=seed, progress=progress)
         provenance = self.provenance([model.model_id])
         source = {"kind": "generated", "id": model.model_id}
         ids = insert_structures([s.structure for s in samples], [source] * len(samples), provenance)

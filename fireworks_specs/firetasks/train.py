@@ -44,11 +44,11 @@ class TrainTask(CampaignTask):
         parent = model_of_round(name, number - 1, kind) if number > 0 else None
         seed = derive_seed(self.config.seed, number, "train", kind)
         train = train_predictor if kind == "predictor" else train_generator
-        model, metrics, hyperparameters = train(
-            self.config, training_set.load_members(), parent, seed, lambda done, total, text="": report(
-                f"round {number}: train {kind} {text}".strip(), done, total
-            )
-        )  # fmt: skip
+
+        def progress(done: int, total: int, text: str = "") -> None:
+            report(f"round {number}: train {kind} {text}".strip(), done, total)
+
+        model, metrics, hyperparameters = train(self.config, training_set.load_members(), parent, seed, progress)
         insert_model(
             model.to_bytes(),
             kind=kind,
