@@ -49,14 +49,16 @@ def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: boo
     from inv_design.calculators.registry import get_calculator
 
     try:
-        calculator = get_calculator(name)
+        with render.quiet():
+            calculator = get_calculator(name)
     except ValueError as error:
         raise click.BadParameter(one_line(str(error)), param_hint="--calculator") from None
     records: list[dict[str, Any]] = []
     items = list(read_files(files))
     with render.progress("Elastic tensors", len(items)) as bar:
         for index, item in enumerate(items):
-            record = measure(item, calculator, relax=relax, fmax=fmax, max_steps=max_steps)
+            with render.quiet():
+                record = measure(item, calculator, relax=relax, fmax=fmax, max_steps=max_steps)
             record = {
                 "source": item.source,
                 "index": index,

@@ -79,7 +79,7 @@ def generate(
     generator, label = find_generator(settings, model)
     configure(generator, latent_filter=latent_filter, guidance=guidance)
     warn_of_extrapolation(generator, wanted)
-    with render.progress("Generate", number) as bar:
+    with render.progress("Generate", number) as bar, render.quiet():
         samples = generator.sample(number, condition, seed=seed, progress=bar)
         bar.update(len(samples), total=number)
     written = write_structures(output, [(s.structure, sample_properties(s, label)) for s in samples])

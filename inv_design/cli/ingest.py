@@ -30,8 +30,8 @@ LABELS = ("bulk_modulus_vrh", "shear_modulus_vrh", "formation_energy_per_atom", 
 def ingest(settings: Settings, *, files: tuple[str, ...], source: str | None, functional: str | None) -> None:
     """Read crystals and their labels from files into the database.
 
-    Every good item is kept, in any case. Each bad one gets a line on standard error that names it and the cure, and then
-    the exit code is 1. What is in the database already is not stored twice.
+    Every good item is kept, in any case. Each bad one gets a line on standard error that names it and the cure, and
+    then the exit code is 1. What is in the database already is not stored twice.
     """
     from inv_design.cli.database import open_database
 

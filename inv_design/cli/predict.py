@@ -62,7 +62,8 @@ def predict(settings: Settings, files: tuple[str, ...], model: str | None, prope
 def predict_batch(predictor: Predictor, label: str, batch: list[ReadItem], *, first: int) -> list[dict[str, Any]]:
     """Return one record per item, in order; ``first`` is the index of the first one in the whole input."""
     good = [item.structure for item in batch if item.structure is not None]
-    prediction = predictor.predict(good) if good else None
+    with render.quiet():
+        prediction = predictor.predict(good) if good else None
     records, position = [], 0
     for offset, item in enumerate(batch):
         record: dict[str, Any] = {

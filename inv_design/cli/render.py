@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import sys
@@ -29,6 +31,13 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
     return Console(file=stream, width=None if terminal else WIDE, highlight=False, soft_wrap=not terminal, emoji=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries print to themselves, so that standard output holds the command's own lines only."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def say(text: str) -> None:
