@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import socket
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,8 @@ def advance(launchpad: LaunchPad, campaign: str, config: CampaignConfig, *, roun
         attempt += 1
         key = f"{step.key}#{attempt}"
     workflows = step_workflows(step, rounds=rounds)
-    launchpad.bulk_add_wfs(workflows)
+    with contextlib.redirect_stderr(io.StringIO()):  # FireWorks draws a bar of its own
+        launchpad.bulk_add_wfs(workflows)
     return len(workflows)
 
 
@@ -313,7 +315,7 @@ class _Interrupt:
     is_set = False
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible() -> Iterator[_Interrupt]:
     """Note Ctrl-C and SIGTERM: FireWorks turns the exception into a failed firework, the note survives it."""
     note = _Interrupt()
@@ -333,7 +335,7 @@ def _interruptible() -> Iterator[_Interrupt]:
             signal.signal(number, handler)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _no_files() -> Iterator[None]:
     """Keep FireWorks from leaving an FW.json where `run` was called."""
     from fireworks.core import rocket

@@ -32,10 +32,10 @@ class TrainTask(CampaignTask):
     def work(self) -> None:
         """Insert the model unless the round has one."""
         from builders.run import build_training_set
-        from stores.records import insert_model
 
         from fireworks_specs.steps import model_of_round
         from stores.documents.training_set import TrainingSet
+        from stores.records import insert_model
 
         name, number, kind = self["campaign"], self["round"], self["kind"]
         if model_of_round(name, number, kind) is not None:
