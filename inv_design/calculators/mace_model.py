@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 KIND = "mace-scale-shift"
+INTERACTION = "RealAgnosticResidualInteractionBlock"
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -70,13 +71,13 @@ def build_network(config: Mapping[str, Any], dtype: str = "float64") -> torch.nn
 
     ``config`` holds: atomic_numbers, atomic_energies (eV, one per atomic number), scale (eV), shift (eV),
     avg_num_neighbors, r_max (Å), num_bessel, num_polynomial_cutoff, max_ell, num_interactions, hidden_irreps,
-    MLP_irreps, correlation, radial_MLP, pair_repulsion.
+    MLP_irreps, correlation, radial_MLP, pair_repulsion; and where they differ from the defaults interaction,
+    interaction_first and distance_transform.
     """
     import torch
 
     modules = import_mace()
     irreps = import_mace("e3nn.o3").Irreps
-    interaction = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     with default_dtype(getattr(torch, dtype)):
         return modules.ScaleShiftMACE(
             atomic_inter_scale=config["scale"],
@@ -85,8 +86,8 @@ def build_network(config: Mapping[str, Any], dtype: str = "float64") -> torch.nn
             num_bessel=config["num_bessel"],
             num_polynomial_cutoff=config["num_polynomial_cutoff"],
             max_ell=config["max_ell"],
-            interaction_cls=interaction,
-            interaction_cls_first=interaction,
+            interaction_cls=modules.interaction_classes[config.get("interaction", INTERACTION)],
+            interaction_cls_first=modules.interaction_classes[config.get("interaction_first", INTERACTION)],
             num_interactions=config["num_interactions"],
             num_elements=len(config["atomic_numbers"]),
             hidden_irreps=irreps(config["hidden_irreps"]),
@@ -98,6 +99,7 @@ def build_network(config: Mapping[str, Any], dtype: str = "float64") -> torch.nn
             gate=torch.nn.functional.silu,
             radial_MLP=list(config["radial_MLP"]),
             pair_repulsion=config["pair_repulsion"],
+            distance_transform=config.get("distance_transform", "None"),
         )
 
 

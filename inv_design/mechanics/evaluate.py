@@ -52,30 +52,27 @@ class Evaluation:
 
 def evaluate(calculator: Calculator, configurations: Sequence[Atoms]) -> list[Evaluation]:
     """Return one evaluation per configuration, in order; a failure is an evaluation with its error."""
-    if not configurations:
-        return []
+    evaluate_batch = getattr(calculator, "evaluate_batch", None)
+    if evaluate_batch is not None and len(configurations) > 1:
+        try:
+            return [_checked(r["energy"], r["forces"], r["stress"]) for r in evaluate_batch(configurations)]
+        except Exception:  # one of them is bad: find it below, keep the others
+            pass
+    return [_evaluate_one(calculator, atoms) for atoms in configurations]
+
+
+def _evaluate_one(calculator: Calculator, configuration: Atoms) -> Evaluation:
+    atoms = configuration.copy()
+    atoms.calc = calculator
     try:
-        return [_checked(numbers) for numbers in _numbers(calculator, configurations)]
+        return _checked(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
     except Exception as error:
-        if len(configurations) == 1:
-            return [_failed(error, len(configurations[0]))]
-    # one of them is bad: find it, keep the others
-    return [evaluate(calculator, [atoms])[0] for atoms in configurations]
+        if (reset := getattr(calculator, "reset", None)) is not None:
+            reset()  # some calculators (EMT) remember half of what failed and would fail again on a good crystal
+        return _failed(error, len(configuration))
 
 
-def _numbers(calculator: Calculator, configurations: Sequence[Atoms]) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    if (evaluate_batch := getattr(calculator, "evaluate_batch", None)) is not None:
-        return [(r["energy"], r["forces"], r["stress"]) for r in evaluate_batch(configurations)]
-    numbers = []
-    for configuration in configurations:
-        atoms = configuration.copy()
-        atoms.calc = calculator
-        numbers.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
-    return numbers
-
-
-def _checked(numbers: tuple[float, np.ndarray, np.ndarray]) -> Evaluation:
-    energy, forces, stress = numbers
+def _checked(energy: float, forces: np.ndarray, stress: np.ndarray) -> Evaluation:
     if not (np.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(stress).all()):
         raise ValueError("the calculator returned a number that is not finite")
     return Evaluation(float(energy), np.array(forces, float), np.array(stress, float))
