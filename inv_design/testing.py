@@ -1,0 +1,160 @@
+"""Fixtures for projects that test against inv_design's records: ``pytest_plugins = ["inv_design.testing"]``.
+
+``embedded_connection`` needs nothing. ``wire_server`` gives a server that speaks MongoDB's wire protocol: the one that
+``INV_DESIGN_TEST_MONGODB`` names, or mongo-java-server, resolved by Maven and started on the loopback interface. Where
+neither is possible its tests are skipped, or fail if ``INV_DESIGN_REQUIRE_WIRE=1``. ``connection`` runs a test on both.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stores.connection import Connection
+
+SERVER_VARIABLE = "INV_DESIGN_TEST_MONGODB"
+REQUIRE_VARIABLE = "INV_DESIGN_REQUIRE_WIRE"
+VERSION = "1.47.0"
+
+POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>inv-design</groupId><artifactId>wire-server</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>de.bwaldvogel</groupId><artifactId>mongo-java-server</artifactId><version>{VERSION}</version>
+    </dependency>
+    <dependency>
+      <groupId>de.bwaldvogel</groupId><artifactId>mongo-java-server-h2-backend</artifactId><version>{VERSION}</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+# Says its port on standard output, and ends when standard input does: it cannot outlive the tests, even killed ones.
+MAIN = """
+import de.bwaldvogel.mongo.MongoServer;
+import de.bwaldvogel.mongo.backend.h2.H2Backend;
+
+public class WireServer {
+    public static void main(String[] arguments) throws Exception {
+        MongoServer server = new MongoServer(new H2Backend(arguments[0]));
+        server.bind("127.0.0.1", 0);
+        System.out.println(server.getLocalAddress().getPort());
+        while (System.in.read() >= 0) { }
+        Runtime.getRuntime().halt(0);
+    }
+}
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of the tests that need the wire server."""
+    config.addinivalue_line("markers", f"wire: needs the wire server (java and mvn, or {SERVER_VARIABLE})")
+
+
+@pytest.fixture
+def embedded_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """Give a connection to a new embedded database in the test's folder."""
+    from stores.connection import connect
+
+    _isolate(tmp_path, monkeypatch)
+    connection = connect("embedded", root=tmp_path)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def wire_server() -> Iterator[str]:
+    """Give the URI of a server that speaks MongoDB's protocol, without a database name."""
+    if given := os.environ.get(SERVER_VARIABLE):
+        yield given.rstrip("/")
+        return
+    folder = _server_jars()
+    with tempfile.TemporaryDirectory(prefix="inv-design-wire-") as data:
+        command = ["java", "-Xmx1g", "-cp", f"{folder}/lib/*", f"{folder}/WireServer.java", f"{data}/data.mv"]
+        with (Path(data) / "log").open("w") as log:
+            server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        port = server.stdout.readline().strip()
+        if not port.isdigit():
+            server.kill()
+            _unavailable(f"the wire server did not start: {(Path(data) / 'log').read_text()[-500:]}")
+        yield f"mongodb://127.0.0.1:{port}"
+        server.stdin.close()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        server.stdout.close()
+
+
+@pytest.fixture
+def wire_connection(wire_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """Give a connection to a new database on the wire server, dropped after the test."""
+    from stores.connection import connect
+
+    _isolate(tmp_path, monkeypatch)
+    head, _, options = wire_server.partition("?")
+    name = f"inv_design_test_{uuid.uuid4().hex[:12]}"
+    connection = connect(f"{head.rstrip('/')}/{name}" + (f"?{options}" if options else ""))
+    yield connection
+    connection.client.drop_database(name)
+    connection.close()
+
+
+@pytest.fixture(params=["embedded", pytest.param("wire", marks=pytest.mark.wire)])
+def connection(request: pytest.FixtureRequest) -> Connection:
+    """Give a connection to an empty database: the test runs once embedded and once on the wire server."""
+    return request.getfixturevalue(f"{request.param}_connection")
+
+
+def _isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test from the user's database and journal."""
+    from stores.connection import DATABASE_VARIABLE, PASSWORD_VARIABLE
+    from stores.journal import FOLDER_VARIABLE
+
+    monkeypatch.delenv(DATABASE_VARIABLE, raising=False)
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder / "journal"))
+
+
+def _server_jars() -> Path:
+    """Return the folder of the server's jars and main, resolved by Maven on first use."""
+    for program in ("java", "mvn"):
+        if shutil.which(program) is None:
+            _unavailable(f"no {program} here; install it or set {SERVER_VARIABLE} to the URI of a MongoDB")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "inv_design" / f"wire-server-{VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test processes resolve once
+        (folder / "WireServer.java").write_text(MAIN)
+        if not (folder / "resolved").exists():
+            (folder / "pom.xml").write_text(POM)
+            command = ["mvn", "-q", "-B", "-f", str(folder / "pom.xml"), "dependency:copy-dependencies"]
+            done = subprocess.run(
+                [*command, f"-DoutputDirectory={folder / 'lib'}"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                _unavailable(f"mvn could not resolve mongo-java-server {VERSION}: {done.stdout[-300:]}")
+            (folder / "resolved").touch()
+    return folder
+
+
+def _unavailable(reason: str) -> NoReturn:
+    if os.environ.get(REQUIRE_VARIABLE) == "1":
+        pytest.fail(f"{REQUIRE_VARIABLE}=1, but {reason}")
+    pytest.skip(reason)
