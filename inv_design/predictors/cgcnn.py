@@ -8,8 +8,8 @@ vector is joined by the volume per atom and the mean and spread of the element p
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -42,18 +42,14 @@ class CGCNNConfig:
         Dropout before the output layer.
     """
 
-    hidden: int = 64
+    hidden: int = 32
     convolutions: int = 3
-    head: int = 128
+    head: int = 64
     neighbours: int = 12
     radius: float = 8.0
     gaussians: int = 41
     relative_gaussians: int = 16
     dropout: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain JSON values."""
-        return asdict(self)
 
 
 @dataclass

@@ -211,8 +211,7 @@ class CGCNNEnsemble:
         if config.get("kind") != cls.name:
             raise ValueError(f"a model file of kind {config.get('kind')!r}, expected {cls.name!r}; use load_predictor")
         try:
-            settings = {**config["network"], **config["training"], **config["committee"]}
-            predictor = cls(config["property"], **settings)
+            predictor = cls(config["property"], **config["settings"])
             predictor.unit = config["unit"]
             predictor.mean, predictor.deviation = config["mean"], config["deviation"]
             predictor.metrics = dict(config["metrics"])
@@ -228,19 +227,18 @@ class CGCNNEnsemble:
             raise ValueError(f"the cgcnn model file does not fit its configuration: {reason}") from error
         return predictor
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings, such that ``make_predictor("cgcnn", **settings)`` makes an unfitted copy."""
+        committee = {name: getattr(self, name) for name in ("committee", "holdout", "floor", "scale")}
+        return {**committee, **asdict(self.network), **asdict(self.training)}
+
     def _config(self) -> dict[str, Any]:
         return {
             "kind": self.name,
             "property": self.property,
             "unit": self.unit,
-            "network": self.network.as_dict(),
-            "training": asdict(self.training),
-            "committee": {
-                "committee": self.committee,
-                "holdout": self.holdout,
-                "floor": self.floor,
-                "scale": self.scale,
-            },
+            "settings": self.settings,
             "mean": self.mean,
             "deviation": self.deviation,
             "held_out_fraction": self.held_out_fraction,

@@ -73,6 +73,11 @@ def build_graph(structure: Structure, *, neighbours: int = NEIGHBOURS, radius: f
     return graph
 
 
+def clear_cache() -> None:
+    """Forget all graphs, to free memory or to time the search."""
+    _CACHE.clear()
+
+
 def nearest_neighbours(
     lattice: np.ndarray, coords: np.ndarray, numbers: np.ndarray, count: int = NEIGHBOURS, radius: float = RADIUS
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -47,10 +47,10 @@ class TrainingConfig:
     epochs: int = 40
     warm_epochs: int = 10
     batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.2
     warm_rate: float = 0.3
-    strain: float = 0.02
+    strain: float = 0.03
     rattle: float = 0.05
     average: float = 0.99
     time_budget: float | None = None

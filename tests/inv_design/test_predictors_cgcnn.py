@@ -101,7 +101,7 @@ def test_model_files_that_do_not_fit_are_refused(fitted):
     with pytest.raises(ValueError, match="does not fit"):
         load_predictor(pack({k: v for k, v in tensors.items() if "last" not in k}, config))
     with pytest.raises(ValueError, match="does not fit"):
-        load_predictor(pack(tensors, {**config, "network": {**config["network"], "hidden": 8}}))
+        load_predictor(pack(tensors, {**config, "settings": {**config["settings"], "hidden": 8}}))
     with pytest.raises(ValueError, match="no predictor is called 'magic'"):
         load_predictor(pack(tensors, {**config, "kind": "magic"}))
 
