@@ -1,0 +1,743 @@
+"""Con-CDVAE, compact: a conditional crystal diffusion VAE that trains on one CPU core.
+
+After Ye, Weng & Wu 2024 (Comput. Mater. Today 1, 100003) and Li et al. 2025. A first step trains the encoder, the heads
+(number of atoms, composition, lattice), the property predictor and the denoising decoder; a second step the
+conditional prior of the latent vectors. To sample, the prior proposes latent vectors, the best of N by predicted
+property are kept, and the decoder places the atoms.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from inv_design.generators.crystals import (
+    ELEMENTS,
+    CanonicalCrystal,
+    canonical_crystal,
+    element_features,
+    fit_atomic_volumes,
+    species_order,
+)
+from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm, sigma_of
+from inv_design.generators.known_crystals import KnownCrystals, reduced_formula
+from inv_design.generators.networks import Networks, Shapes
+from inv_design.generators.property_model import PropertyModel, count_elements
+from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
+from inv_design.generators.repair import contact_ratios, push_apart, symmetrised
+from inv_design.generators.training import (
+    BUCKETS,
+    Latents,
+    LossWeights,
+    Part,
+    Scaling,
+    decoder_loss,
+    joint_loss,
+    keep_condition,
+    lattice_matrix,
+    make_parts,
+    reparametrised,
+    train_prior,
+    train_steps,
+    validate_heads,
+    volumes_of,
+)
+from inv_design.structures.validity import geometry_reasons, metallic_radius
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pymatgen.core import Structure
+    from torch import Tensor
+
+    from inv_design.generators.protocol import Progress
+
+RANKINGS = ("decoded", "latent")
+
+
+@dataclass(frozen=True)
+class ConCDVAESettings:
+    """Settings of the generator.
+
+    Attributes
+    ----------
+    latent_filter
+        N of the N:1 filter: of N draws of the prior the one with the best predicted property is decoded; 1 turns it off.
+    rank_with
+        What predicts: ``"decoded"`` the property model on the composition and lattice that the heads make of the latent
+        vector; ``"latent"`` the predictor on the latent vector, as in the paper (it is fooled at large N).
+    guidance
+        Classifier-free guidance of prior and composition: 1 follows the condition as trained, above 1 more strongly.
+    decoder_calls
+        Calls of the denoising decoder per crystal.
+    prior_calls
+        Calls of the prior per latent vector.
+    temperature
+        Factor on the noise that the coordinate sampler puts back.
+    volume_correction
+        Share of the volume (in logarithms) that comes from the property model's volume instead of the lattice head.
+    caution
+        Weight of the property model's standard deviation in the ranking.
+    max_sites
+        Largest number of sites in a cell.
+    max_species
+        Largest number of species in a sample; ``None`` takes the largest of the training set.
+    symmetrise
+        Whether the symmetry that a sample nearly has is made exact.
+    unique
+        Whether samples of one call must differ from each other.
+    min_ratio
+        Smallest distance of a sample as a share of the sum of metallic radii.
+    attempts
+        Draws allowed per wanted sample before ``sample`` gives up.
+    joint_steps, decoder_steps, prior_steps
+        Optimiser steps of the first step, of the decoder alone with the encoder frozen, and of the prior.
+    batch, rate
+        Crystals per step and the highest learning rate.
+    condition_dropout
+        Share of crystals trained without their condition (for guidance).
+    validation
+        Share of crystals held out to stop the heads early.
+    natoms_weight ... kl_weight
+        Weights of the losses (Li et al. 2025).
+    """
+
+    latent_filter: int = 20
+    rank_with: str = "decoded"
+    guidance: float = 1.5
+    decoder_calls: int = 50
+    prior_calls: int = 50
+    temperature: float = 1.0
+    volume_correction: float = 0.8
+    caution: float = 0.5
+    max_sites: int = 20
+    max_species: int | None = None
+    symmetrise: bool = True
+    unique: bool = True
+    min_ratio: float = 0.75
+    attempts: int = 30
+    joint_steps: int = 1200
+    decoder_steps: int = 2000
+    prior_steps: int = 3000
+    batch: int = 96
+    rate: float = 2e-3
+    condition_dropout: float = 0.2
+    validation: float = 0.08
+    natoms_weight: float = 1.0
+    coords_weight: float = 10.0
+    species_weight: float = 1.0
+    lattice_weight: float = 10.0
+    composition_weight: float = 1.0
+    property_weight: float = 3.0
+    kl_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.rank_with not in RANKINGS:
+            raise ValueError(f"rank_with is {self.rank_with!r}; it must be one of {', '.join(RANKINGS)}")
+        if self.latent_filter < 1 or self.decoder_calls < 1 or self.prior_calls < 1:
+            raise ValueError(
+                "latent_filter, decoder_calls and prior_calls must be at least 1, not "
+                f"{self.latent_filter}, {self.decoder_calls} and {self.prior_calls}"
+            )
+
+    def loss_weights(self) -> LossWeights:
+        """Return the weights of the losses."""
+        return LossWeights(
+            natoms=self.natoms_weight,
+            coords=self.coords_weight,
+            species=self.species_weight,
+            lattice=self.lattice_weight,
+            composition=self.composition_weight,
+            property=self.property_weight,
+            kl=self.kl_weight,
+        )
+
+
+@dataclass
+class _Drafts:
+    """Decoded compositions and lattices: numbers (m, n), lengths and angles (m, 3), property, spread, conditioned z."""
+
+    numbers: Tensor
+    lengths: Tensor
+    angles: Tensor
+    predicted: np.ndarray
+    deviation: np.ndarray
+    zc: Tensor
+
+    def rows(self, index: np.ndarray) -> _Drafts:
+        i = torch.as_tensor(index, dtype=torch.long)
+        return _Drafts(
+            self.numbers[i], self.lengths[i], self.angles[i], self.predicted[index], self.deviation[index], self.zc[i]
+        )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class ConCDVAE(SavedAsBytes):
+    """A conditional crystal diffusion VAE behind the :class:`~inv_design.generators.protocol.Generator` protocol.
+
+    Keyword arguments are the fields of :class:`ConCDVAESettings`.
+    """
+
+    name = "con_cdvae"
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = ConCDVAESettings(**settings)
+        self.last_statistics: dict[str, Any] = {}
+        self.diffusion = LatentDiffusion()
+        self.property = "bulk_modulus_vrh"
+        self.range = (math.nan, math.nan)
+        self.elements: tuple[str, ...] = ()
+        self.species_limits = (1, 2)
+        self._fitted = False
+
+    # ---- training ----
+
+    def fit(
+        self,
+        structures: Sequence[Structure],
+        values: Sequence[float],
+        *,
+        property: str = "bulk_modulus_vrh",
+        seed: int = 0,
+        budget: float | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Train from scratch (see :class:`~inv_design.generators.protocol.Generator`).
+
+        Crystals with more than ``max_sites`` sites in the primitive cell are left out.
+        """
+        crystals, targets = self._canonical(structures, values)
+        settings, scale = self.settings, 1.0 if budget is None else budget
+        held = _held_out(len(crystals), settings.validation, seed)
+        trained = np.setdiff1d(np.arange(len(crystals)), held)
+        volumes = fit_atomic_volumes(crystals)
+        self.property = property
+        self.scaling = Scaling.fit(crystals, targets, volumes)
+        self._describe(crystals, targets)
+        torch.manual_seed(seed)
+        features = torch.tensor(element_features(), dtype=torch.float32)
+        self.networks = Networks(Shapes(max_sites=settings.max_sites, element_features=features.shape[1]), features)
+        parts = make_parts([crystals[i] for i in trained], targets[trained], self.scaling)
+        tests = make_parts([crystals[i] for i in held], targets[held], self.scaling)
+        steps = tuple(
+            max(1, round(scale * n)) for n in (settings.joint_steps, settings.decoder_steps, settings.prior_steps)
+        )
+        metrics = self._train(parts, tests, steps, settings.rate, seed, _Ticker(sum(steps), progress))
+        counts = count_elements(_padded(crystals))
+        self.property_model = PropertyModel.fit(counts, volumes_of(crystals), targets, volumes, seed=seed)
+        self._fitted = True
+        return metrics | {"crystals": float(len(crystals)), "parameters": float(self.parameter_count())}
+
+    def finetune(
+        self,
+        structures: Sequence[Structure],
+        values: Sequence[float],
+        *,
+        replay_structures: Sequence[Structure] = (),
+        replay_values: Sequence[float] = (),
+        seed: int = 0,
+        budget: float | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Continue training in place on new crystals and a replay of old ones, at a tenth of the learning rate."""
+        raise NotImplementedError
+
+    def _train(
+        self, parts: list[Part], tests: list[Part], steps: tuple[int, ...], rate: float, seed: int, ticker: _Ticker
+    ) -> dict[str, float]:
+        networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
+        generator = torch.Generator().manual_seed(seed)
+        joint, alone, prior = steps
+        best = _Best([networks.encoder, networks.heads, networks.predictor])
+
+        def stop_early(step: int) -> None:
+            ticker(step, "encoder and heads")
+            if tests and (step % max(20, joint // 20) == 0 or step == joint):
+                best.offer(*validate_heads(networks, tests, weights), step)
+                networks.train()
+
+        metrics = {
+            "joint_loss": train_steps(
+                lambda batch: joint_loss(networks, batch, weights, settings.condition_dropout, generator),
+                [networks.encoder, networks.heads, networks.predictor, networks.decoder],
+                parts, steps=joint, batch=settings.batch, rate=rate, decay=0.01, generator=generator, after=stop_early,
+            )
+        }  # fmt: skip
+        best.restore()
+        metrics |= best.metrics
+        self.latents = Latents.of(networks, parts)
+        metrics["decoder_loss"] = train_steps(
+            self._frozen_loss(generator), [networks.decoder], parts, steps=alone, batch=settings.batch, rate=rate,
+            generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
+        )  # fmt: skip
+        self.latent_scale = self.latents.mean.std(0).clamp_min(0.02) if len(self.latents.mean) > 1 else torch.ones(
+            networks.shapes.latent
+        )
+        metrics["prior_loss"] = train_prior(
+            networks, self.latents, self.diffusion, self.latent_scale, steps=prior, batch=256, rate=rate,
+            condition_dropout=settings.condition_dropout, condition_noise=0.05, generator=generator,
+            after=lambda step: ticker(joint + alone + step, "prior"),
+        )  # fmt: skip
+        self._round()
+        return metrics
+
+    def _frozen_loss(self, generator: torch.Generator) -> Callable[[list[Part]], Tensor]:
+        networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
+
+        def loss_of(batch: list[Part]) -> Tensor:
+            total, count = torch.zeros(()), 0
+            for part in batch:
+                with torch.no_grad():
+                    z = reparametrised(*networks.encoder(part.coords, part.cells), generator)
+                    shown = keep_condition(len(z), settings.condition_dropout, generator)
+                    zc = networks.heads.latent(z, part.values, shown)
+                total = total + decoder_loss(networks, part, zc, weights, generator).sum()
+                count += len(zc)
+            return total / count
+
+        return loss_of
+
+    def _canonical(
+        self, structures: Sequence[Structure], values: Sequence[float]
+    ) -> tuple[list[CanonicalCrystal], np.ndarray]:
+        if len(structures) != len(values):
+            raise ValueError(f"{len(structures)} structures but {len(values)} values; one value each is needed")
+        targets = np.array(values, dtype=float)
+        if not (np.isfinite(targets) & (targets > 0)).all():
+            bad = targets[~(np.isfinite(targets) & (targets > 0))][0]
+            raise ValueError(f"the value {bad} is not positive; the generator learns the logarithm of the property")
+        crystals = [canonical_crystal(structure) for structure in structures]
+        kept = [i for i, crystal in enumerate(crystals) if len(crystal.numbers) <= self.settings.max_sites]
+        if not kept:
+            raise ValueError(
+                f"none of {len(structures)} crystals has at most max_sites = {self.settings.max_sites} sites; "
+                "raise max_sites or give smaller crystals"
+            )
+        return [crystals[i] for i in kept], targets[kept]
+
+    def _describe(self, crystals: Sequence[CanonicalCrystal], targets: np.ndarray) -> None:
+        from pymatgen.core import Element
+
+        self.known = KnownCrystals(crystals)
+        self.values = targets
+        self.range = (float(targets.min()), float(targets.max()))
+        present = sorted({int(z) for crystal in crystals for z in crystal.numbers})
+        self.elements = tuple(sorted(Element.from_Z(z).symbol for z in present))
+        kinds = [len(set(crystal.numbers.tolist())) for crystal in crystals]
+        self.species_limits = (min(kinds), max(kinds))
+
+    def _round(self) -> None:
+        """Round the parameters to half precision, so that the file holds exactly what samples."""
+        with torch.no_grad():
+            for parameter in self.networks.parameters():
+                parameter.copy_(parameter.half().float())
+
+    def parameter_count(self) -> int:
+        """Return the number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.networks.parameters())
+
+    # ---- sampling ----
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, condition: Condition, *, seed: int = 0, progress: Progress | None = None
+    ) -> list[Sample]:
+        """Return ``n`` crystals under the condition (see :class:`~inv_design.generators.protocol.Generator`)."""
+        target, allowed = self._check(condition)
+        settings, started = self.settings, time.perf_counter()
+        self.networks.eval()
+        generator = torch.Generator().manual_seed(seed)
+        accepted: list[Sample] = []
+        found = KnownCrystals()
+        rejected: Counter[str] = Counter()
+        draws = 0
+        while len(accepted) < n and draws < settings.attempts * n:
+            wanted = min(256, math.ceil(1.15 * (n - len(accepted))) + 4)
+            drafts = self._drafts(wanted, target, condition, allowed, generator)
+            draws += wanted
+            rejected["cell"] += wanted - len(drafts)
+            for structure, value, deviation, facts in self._place(drafts, generator):
+                if len(accepted) == n:
+                    break
+                reason = self._refuse(structure, found)
+                if reason is not None:
+                    rejected[reason] += 1
+                    continue
+                if settings.unique:
+                    found.add(_plain(structure), structure)
+                facts |= {"predicted_log_std": deviation, "generator": self.name}
+                accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, value, facts))
+                if progress is not None:
+                    progress(len(accepted), n, "sampling")
+        self.last_statistics = {
+            "wanted": n,
+            "accepted": len(accepted),
+            "draws": draws,
+            "rejected": {name: count for name, count in sorted(rejected.items()) if count},
+            "seconds": time.perf_counter() - started,
+        }
+        return accepted
+
+    def _check(self, condition: Condition) -> tuple[float, Tensor]:
+        from pymatgen.core import Element
+
+        if not self._fitted:
+            raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file")
+        if set(condition.targets) != {self.property}:
+            raise ValueError(f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}")
+        target = float(condition.targets[self.property])
+        if not target > 0:
+            raise ValueError(f"the target {self.property} = {target} is not positive")
+        allowed = torch.zeros(ELEMENTS + 1, dtype=torch.bool)
+        for symbol in self.elements:
+            allowed[Element(symbol).Z] = condition.allows({symbol})
+        if int(allowed.sum()) < self.species_limits[0]:
+            raise ValueError(
+                f"the condition leaves {int(allowed.sum())} of the {len(self.elements)} elements the generator knows; "
+                f"it needs at least {self.species_limits[0]}"
+            )
+        return target, allowed
+
+    def _refuse(self, structure: Structure, found: KnownCrystals) -> str | None:
+        if geometry_reasons(structure, min_ratio=self.settings.min_ratio):
+            return "geometry"
+        if self.known.contains(structure):
+            return "known"
+        if self.settings.unique and found.contains(structure):
+            return "duplicate"
+        return None
+
+    def _drafts(
+        self, count: int, target: float, condition: Condition, allowed: Tensor, generator: torch.Generator
+    ) -> _Drafts:
+        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each."""
+        ratio, settings = self.settings.latent_filter, self.settings
+        z = self._latents(count * ratio, target, generator)
+        scaled = self.scaling.value(np.array([target]))
+        if settings.rank_with == "latent" and ratio > 1:
+            error = (self.networks.predictor(z)[:, 0] - scaled).abs().view(count, ratio)
+            z = z.view(count, ratio, -1)[torch.arange(count), error.argmin(1)]
+            ratio = 1
+        drafts = self._decode_heads(z, scaled, condition, allowed, generator)
+        cost = np.abs(np.log(drafts.predicted / target)) + settings.caution * drafts.deviation
+        cost = np.where(np.isfinite(cost), cost, np.inf).reshape(count, ratio)
+        best = cost.argmin(1)
+        rows = np.arange(count) * ratio + best
+        return drafts.rows(rows[np.isfinite(cost[np.arange(count), best])])
+
+    def _latents(self, count: int, target: float, generator: torch.Generator) -> Tensor:
+        """Draw latent vectors (count, latent) from the guided prior."""
+        value = self.scaling.value(np.array([target])).expand(count)
+        shown, hidden = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+        guidance, prior = self.settings.guidance, self.networks.prior
+
+        def noise_of(z: Tensor, at: Tensor) -> Tensor:
+            conditioned = prior(z, at, value, shown)
+            if guidance == 1.0:
+                return conditioned
+            free = prior(z, at, value, hidden)
+            return free + guidance * (conditioned - free)
+
+        start = torch.randn((count, self.networks.shapes.latent), generator=generator)
+        z = self.diffusion.sample(noise_of, start, self.settings.prior_calls, generator)
+        return z * self.latent_scale
+
+    def _decode_heads(
+        self, z: Tensor, scaled: Tensor, condition: Condition, allowed: Tensor, generator: torch.Generator
+    ) -> _Drafts:
+        """Return the composition and lattice of every latent vector; impossible ones have an infinite prediction."""
+        heads, guidance = self.networks.heads, self.settings.guidance
+        count = len(z)
+        value = scaled.expand(count)
+        zc = heads.latent(z, value, torch.ones(count, dtype=torch.bool))
+        free = heads.latent(z, value, torch.zeros(count, dtype=torch.bool))
+
+        def guided(logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+            conditioned = logits_of(zc).log_softmax(-1)
+            if guidance == 1.0:
+                return conditioned
+            unconditioned = logits_of(free).log_softmax(-1)
+            return unconditioned + guidance * (conditioned - unconditioned)
+
+        logits = guided(heads.natoms_logits)
+        largest = min(self.settings.max_sites, condition.max_sites or self.settings.max_sites)
+        sizes = torch.arange(1, logits.shape[1] + 1)
+        possible = (sizes <= largest) & (sizes >= self.species_limits[0])
+        if not bool(possible.any()):
+            raise ValueError(f"max_sites = {condition.max_sites} leaves no crystal; it must be at least 2")
+        natoms = _draw(logits.masked_fill(~possible, -torch.inf), generator) + 1
+        numbers = torch.zeros((count, int(natoms.max())), dtype=torch.long)
+        for index in range(numbers.shape[1]):
+            position = torch.full((count,), index)
+            logits = guided(lambda c, p=position: heads.atom_logits(c, numbers, p, natoms.clamp_min(p[0] + 1)))
+            logits = logits.masked_fill(self._forbidden(numbers, index, natoms, allowed), -torch.inf)
+            numbers[:, index] = torch.where(index < natoms, _draw(logits, generator), 0)
+        numbers = _ordered(numbers)
+        lengths, angles = self.scaling.unscale(heads.lattice_values(zc, numbers), numbers)
+        return self._judge(numbers, lengths, angles, zc)
+
+    def _forbidden(self, numbers: Tensor, index: int, natoms: Tensor, allowed: Tensor) -> Tensor:
+        """Return the species (b, 95) that may not come next: sorted runs, and as many species as in training."""
+        used = torch.zeros((len(numbers), ELEMENTS + 1), dtype=torch.bool)
+        used.scatter_(1, numbers[:, :index], True)
+        used[:, 0] = False
+        kinds = used.sum(1)
+        last = torch.zeros_like(used)
+        if index:
+            last.scatter_(1, numbers[:, index - 1 : index], True)
+        least, most = self.species_limits
+        most = self.settings.max_species or most
+        forbidden = ~allowed.expand_as(used) | (used & ~last)
+        full = kinds >= max(most, 1)
+        forbidden = forbidden | (full[:, None] & ~last)
+        missing = (least - kinds).clamp_min(0) >= (natoms - index)
+        forbidden = forbidden | (missing[:, None] & last)
+        forbidden[:, 0] = True
+        stuck = forbidden.all(1)
+        return torch.where(stuck[:, None], ~allowed.expand_as(used), forbidden)
+
+    def _judge(self, numbers: Tensor, lengths: Tensor, angles: Tensor, zc: Tensor) -> _Drafts:
+        """Correct the volume and predict the property of decoded compositions and lattices."""
+        share = self.settings.volume_correction
+        volume = torch.linalg.det(lattice_matrix(lengths, angles)).numpy().astype(float)
+        counts = count_elements(numbers.numpy())
+        # one evaluation per distinct composition: the draws repeat themselves
+        distinct, inverse = np.unique(counts, axis=0, return_inverse=True)
+        expected = self.property_model.predict_volume(distinct)[0][inverse.ravel()]
+        usable = np.isfinite(volume) & (volume > 0.2 * expected) & (volume < 5.0 * expected)
+        volume = np.where(usable, volume, expected)
+        corrected = np.exp((1 - share) * np.log(volume) + share * np.log(expected))
+        lengths = lengths * torch.tensor((corrected / volume) ** (1 / 3), dtype=lengths.dtype)[:, None]
+        predicted, deviation = self.property_model.predict(counts, corrected)
+        return _Drafts(numbers, lengths, angles, np.where(usable, predicted, np.inf), deviation, zc)
+
+    def _place(
+        self, drafts: _Drafts, generator: torch.Generator
+    ) -> list[tuple[Structure, float, float, dict[str, Any]]]:
+        """Return the drafts as structures with coordinates, in their order."""
+        placed: list[tuple[Structure, float, float, dict[str, Any]] | None] = [None] * len(drafts)
+        natoms = (drafts.numbers > 0).sum(1).numpy()
+        for low, high in zip((0, *BUCKETS[:-1]), BUCKETS, strict=True):
+            rows = np.flatnonzero((natoms > low) & (natoms <= high))
+            if not len(rows):
+                continue
+            part = drafts.rows(rows)
+            width = int(natoms[rows].max())
+            numbers = part.numbers[:, :width]
+            coords, moved = self._denoise(numbers, part, generator)
+            for slot, row in enumerate(rows):
+                size = natoms[row]
+                crystal = CanonicalCrystal(
+                    numbers=numbers[slot, :size].numpy(),
+                    coords=coords[slot, :size].numpy().astype(float),
+                    lengths=part.lengths[slot].numpy().astype(float),
+                    angles=part.angles[slot].numpy().astype(float),
+                )
+                structure, tolerance = crystal.to_structure(), 0.0
+                if self.settings.symmetrise:
+                    structure, tolerance = symmetrised(structure)
+                facts = {"repaired": bool(moved[slot]), "symmetry_tolerance": tolerance}
+                placed[row] = (structure, float(part.predicted[slot]), float(part.deviation[slot]), facts)
+        return [item for item in placed if item is not None]
+
+    def _denoise(self, numbers: Tensor, part: _Drafts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return coordinates (b, n, 3) and a mask (b,) of the crystals that the soft spheres had to push apart."""
+        cells = self.scaling.cells(numbers, part.lengths, part.angles)
+        decoder = self.networks.decoder
+
+        def score(x: Tensor, level: Tensor) -> Tensor:
+            normalised, _ = decoder(x, cells, part.zc, level)
+            return normalised * score_norm(sigma_of(level))[:, None, None]
+
+        start = torch.rand((*numbers.shape, 3), generator=generator)
+        coords = sample_coordinates(
+            score, start, self.settings.decoder_calls, generator, temperature=self.settings.temperature
+        )
+        matrix, radii = lattice_matrix(part.lengths, part.angles), _radii()[numbers]
+        close = contact_ratios(coords, matrix, radii, cells.mask).flatten(1).amin(1) < 0.8
+        if bool(close.any()):
+            with torch.enable_grad():
+                coords[close] = push_apart(coords[close], matrix[close], radii[close], cells.mask[close])
+        return coords, close
+
+    # ---- files ----
+
+    def capabilities(self) -> Capabilities:
+        """Return the conditions, ranges and elements of this generator."""
+        return Capabilities(
+            conditions=(self.property,),
+            trainable=True,
+            ranges={self.property: self.range} if self._fitted else {},
+            description="Conditional crystal diffusion VAE (after Con-CDVAE), compact enough for one CPU core",
+            elements=self.elements,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the fitted generator as one safetensors blob, weights in half precision."""
+        from inv_design.weights import pack
+
+        if not self._fitted:
+            raise RuntimeError("this Con-CDVAE is not trained; there is nothing to save")
+        model_arrays, model_config = self.property_model.to_tensors()
+        tensors = {
+            "latent_scale": self.latent_scale.numpy(),
+            "lattice_mean": self.scaling.lattice_mean.numpy(),
+            "lattice_std": self.scaling.lattice_std.numpy(),
+            "volumes": self.scaling.volumes.numpy(),
+            "features": self.networks.encoder.network.species.features.numpy(),
+            "values": self.values,
+        }
+        tensors |= {f"net.{name}": p.detach().numpy().astype(np.float16) for name, p in self.networks.named_parameters()}
+        config = {
+            "generator": self.name,
+            "settings": asdict(self.settings),
+            "shapes": asdict(self.networks.shapes),
+            "property": self.property,
+            "range": list(self.range),
+            "elements": list(self.elements),
+            "species_limits": list(self.species_limits),
+            "value_mean": self.scaling.value_mean,
+            "value_std": self.scaling.value_std,
+            "property_model": model_config,
+        }
+        return pack(tensors | model_arrays | self.known.to_tensors(), config)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Self:
+        """Return the generator of a blob.
+
+        Raises
+        ------
+        ValueError
+            If the blob is not a Con-CDVAE.
+        """
+        from inv_design.weights import unpack
+
+        tensors, config = unpack(blob)
+        if config.get("generator") != cls.name:
+            raise ValueError(f"the model file holds a {config.get('generator')!r}, not a {cls.name!r}")
+        made = cls(**config["settings"])
+        made.property, made.range = config["property"], tuple(config["range"])
+        made.elements, made.species_limits = tuple(config["elements"]), tuple(config["species_limits"])
+        made.scaling = Scaling(
+            volumes=torch.tensor(tensors["volumes"]),
+            lattice_mean=torch.tensor(tensors["lattice_mean"]),
+            lattice_std=torch.tensor(tensors["lattice_std"]),
+            value_mean=config["value_mean"],
+            value_std=config["value_std"],
+        )
+        made.latent_scale, made.values = torch.tensor(tensors["latent_scale"]), tensors["values"]
+        made.networks = Networks(Shapes(**config["shapes"]), torch.tensor(tensors["features"]))
+        with torch.no_grad():
+            for name, parameter in made.networks.named_parameters():
+                parameter.copy_(torch.tensor(tensors[f"net.{name}"].astype(np.float32)))
+        made.networks.eval()
+        made.property_model = PropertyModel.from_tensors(tensors, config["property_model"])
+        made.known = KnownCrystals.from_tensors(tensors)
+        made._fitted = True
+        return made
+
+    def with_settings(self, **changes: Any) -> ConCDVAE:
+        """Return a generator that shares the trained parts but samples with other settings."""
+        other = ConCDVAE.__new__(ConCDVAE)
+        other.__dict__.update(self.__dict__)
+        other.settings = replace(self.settings, **changes)
+        other.last_statistics = {}
+        return other
+
+
+class _Ticker:
+    """Reports progress every two per cent."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total, self.progress, self.every = total, progress, max(1, total // 50)
+
+    def __call__(self, done: int, part: str) -> None:
+        if self.progress is not None and (done % self.every == 0 or done == self.total):
+            self.progress(done, self.total, part)
+
+
+class _Best:
+    """The parameters of modules at the best validation so far."""
+
+    def __init__(self, modules: list[torch.nn.Module]) -> None:
+        self.modules, self.loss = modules, math.inf
+        self.states: list[dict[str, Tensor]] = []
+        self.metrics: dict[str, float] = {}
+
+    def offer(self, loss: float, shares: dict[str, float], step: int) -> None:
+        """Keep the present parameters if ``loss`` is the lowest so far."""
+        if loss < self.loss:
+            self.loss = loss
+            self.states = [{k: v.clone() for k, v in module.state_dict().items()} for module in self.modules]
+            self.metrics = {"validation_loss": loss, "best_step": float(step)}
+            self.metrics |= {f"validation_{name}": value for name, value in shares.items()}
+
+    def restore(self) -> None:
+        """Put the best parameters back, if there are any."""
+        for module, state in zip(self.modules, self.states, strict=False):
+            module.load_state_dict(state)
+
+
+def _held_out(count: int, share: float, seed: int) -> np.ndarray:
+    """Return the indices of the validation crystals; none below 40 crystals."""
+    if count < 40:
+        return np.zeros(0, dtype=int)
+    return np.sort(np.random.default_rng(seed).permutation(count)[: round(share * count)])
+
+
+def _padded(crystals: Sequence[CanonicalCrystal]) -> np.ndarray:
+    numbers = np.zeros((len(crystals), max(len(c.numbers) for c in crystals)), dtype=int)
+    for row, crystal in enumerate(crystals):
+        numbers[row, : len(crystal.numbers)] = crystal.numbers
+    return numbers
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def _ordered(numbers: Tensor) -> Tensor:
+    """Return compositions (b, n) in canonical order, padding last."""
+    rows = numbers.numpy().copy()
+    for row in rows:
+        atoms = row[row > 0]
+        order = species_order(atoms)
+        row[: len(atoms)] = sorted(atoms, key=order.index)
+    return torch.as_tensor(rows)
+
+
+def _plain(structure: Structure) -> CanonicalCrystal:
+    """Return a structure as it is, for the list of crystals found in one call."""
+    return CanonicalCrystal(
+        numbers=np.array([site.specie.Z for site in structure]),
+        coords=np.array(structure.frac_coords),
+        lengths=np.array(structure.lattice.lengths),
+        angles=np.array(structure.lattice.angles),
+    )
+
+
+def _radii() -> Tensor:
+    from pymatgen.core import Element
+
+    global _RADII  # noqa: PLW0603
+    if _RADII is None:
+        values = [0.0]
+        for z in range(1, ELEMENTS + 1):
+            try:
+                values.append(metallic_radius(Element.from_Z(z).symbol))
+            except ValueError:
+                values.append(1.5)
+        _RADII = torch.tensor(values, dtype=torch.float32)
+    return _RADII
+
+
+_RADII: Tensor | None = None
