@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What ``surrogate`` implements, and ``gpaw`` and ``vasp`` will."""
+    """What ``surrogate`` and ``vasp`` implement, and ``gpaw`` will."""
 
     method: str
     """Stored with every result: ``surrogate``, ``gpaw`` or ``vasp``."""
@@ -46,4 +46,8 @@ def get_backend(name: str) -> Backend:
         from fireworks_specs.backends.surrogate import Surrogate
 
         return Surrogate()
-    raise ValueError(f"stages.dft.backend {name!r} is not in this version; use 'surrogate'")
+    if name == "vasp":
+        from fireworks_specs.backends.vasp import Vasp
+
+        return Vasp()
+    raise ValueError(f"stages.dft.backend {name!r} is not in this version; use 'vasp' or 'surrogate'")
