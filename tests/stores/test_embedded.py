@@ -1,0 +1,356 @@
+"""The embedded database against MongoDB's rules; what runs on ``connection`` runs on the wire server too."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import bson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymongo import ASCENDING, DESCENDING, InsertOne, ReplaceOne, UpdateOne
+from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError
+
+from stores.connection import connect
+from stores.index_keys import entries_of, entry
+
+
+@pytest.fixture
+def collection(connection):
+    return connection.db["things"]
+
+
+def names(found):
+    return sorted(document["name"] for document in found)
+
+
+def test_unique_index_holds_on_insert_update_and_replace(collection):
+    collection.create_index([("a", 1), ("b", 1)], unique=True)
+    collection.insert_many([{"name": "x", "a": 1, "b": 1}, {"name": "y", "a": 1, "b": 2}])
+    with pytest.raises(DuplicateKeyError) as caught:
+        collection.insert_one({"a": 1.0, "b": 1})  # 1 and 1.0 are one number to MongoDB
+    assert caught.value.code == 11000
+    with pytest.raises(DuplicateKeyError):
+        collection.update_one({"name": "y"}, {"$set": {"b": 1}})
+    with pytest.raises(DuplicateKeyError):
+        collection.replace_one({"name": "y"}, {"name": "y", "a": 1, "b": 1})
+    assert collection.find_one({"name": "y"})["b"] == 2
+    assert collection.count_documents({}) == 2
+    collection.delete_one({"name": "x"})
+    collection.update_one({"name": "y"}, {"$set": {"b": 1}})
+    assert names(collection.find({"a": 1, "b": 1})) == ["y"]
+
+
+def test_unordered_insert_reports_each_duplicate(collection):
+    collection.create_index("key", unique=True)
+    collection.insert_one({"key": 1})
+    with pytest.raises(BulkWriteError) as caught:
+        collection.insert_many([{"key": 0}, {"key": 1}, {"key": 2}, {"key": 2}], ordered=False)
+    errors = [(error["index"], error["code"]) for error in caught.value.details["writeErrors"]]
+    assert errors == [(1, 11000), (3, 11000)]
+    assert sorted(d["key"] for d in collection.find()) == [0, 1, 2]
+
+
+def test_unique_index_on_duplicates_is_refused_and_leaves_no_trace(collection):
+    collection.insert_many([{"key": 1}, {"key": 1}])
+    with pytest.raises(DuplicateKeyError):
+        collection.create_index("key", unique=True)
+    collection.insert_one({"key": 1})
+    assert collection.count_documents({"key": 1}) == 3
+
+
+def test_missing_and_null_share_a_unique_key(collection):
+    collection.create_index("key", unique=True)
+    collection.insert_one({"name": "missing"})
+    with pytest.raises(DuplicateKeyError):
+        collection.insert_one({"key": None})
+    assert names(collection.find({"key": None})) == ["missing"]
+
+
+def test_indexed_and_plain_look_ups_agree(connection):
+    plain, indexed = connection.db["plain"], connection.db["indexed"]
+    for fields in (["state"], ["nodes"], ["spec.kind"], ["state", "spec.kind"], ["tags.name"]):
+        indexed.create_index([(field, ASCENDING) for field in fields])
+    documents = [
+        {"name": "a", "state": "READY", "nodes": [1, 2], "spec": {"kind": "x"}, "tags": [{"name": "t"}, {"name": "u"}]},
+        {"name": "b", "state": "READY", "nodes": [2, 3], "spec": {"kind": None}, "tags": []},
+        {"name": "c", "state": "DONE", "nodes": [], "spec": {}, "tags": [{"name": "u"}]},
+        {"name": "d", "state": None, "nodes": [1.0], "spec": {"kind": "x"}},
+    ]
+    filters = [
+        {"state": "READY"},
+        {"state": {"$in": ["READY", "DONE"]}},
+        {"state": {"$in": ["DONE", None]}},
+        {"nodes": 2},
+        {"nodes": 1},
+        {"nodes": {"$in": [1, 3]}},
+        {"nodes": [2, 3]},
+        {"spec.kind": "x"},
+        {"state": "READY", "spec.kind": "x"},
+        {"$and": [{"state": "READY"}, {"nodes": 3}]},
+        {"state": "READY", "nodes": {"$gt": 2}},
+        {"tags.name": "u"},
+        {"state": {"$ne": "READY"}},
+        {"state": {"$in": []}},
+        {"state": {"$eq": "DONE"}},
+    ]
+    for target in (plain, indexed):
+        target.insert_many([dict(document) for document in documents])
+    for spec in filters:
+        assert names(indexed.find(spec)) == names(plain.find(spec)), spec
+        assert indexed.count_documents(spec) == plain.count_documents(spec), spec
+    for target in (plain, indexed):
+        target.update_many({"state": "READY"}, {"$set": {"state": "RUNNING"}, "$push": {"nodes": 9}})
+        target.delete_many({"tags.name": "u", "state": "DONE"})
+    for spec in [*filters, {"state": "RUNNING"}, {"nodes": 9}]:
+        assert names(indexed.find(spec)) == names(plain.find(spec)), spec
+
+
+# no booleans: mongomock's filter holds True and 1 equal, MongoDB and the index do not
+scalars = st.one_of(st.none(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 2.5, "a", "b"]))
+values = st.one_of(scalars, st.lists(scalars, max_size=3))
+
+
+@settings(max_examples=150, deadline=None)
+@given(document=st.fixed_dictionaries({}, optional={"a": values, "b": values}), a=scalars, b=scalars)
+def test_an_index_never_hides_what_the_filter_finds(document, a, b):
+    from mongomock_ng.filtering import filter_applies
+
+    for spec in ({"a": a}, {"b": b}, {"a": a, "b": b}):
+        fields = tuple(spec)
+        if filter_applies(spec, document):
+            assert entry(fields, spec.values()) in entries_of(document, fields)
+
+
+def test_sort_skip_limit_and_projection(collection):
+    collection.insert_many([{"_id": i, "k": i % 3, "v": {"x": i, "y": -i}} for i in range(9)])
+    found = (
+        collection.find({"k": {"$gt": 0}}, {"v.x": 1}).sort([("k", DESCENDING), ("v.x", ASCENDING)]).skip(1).limit(3)
+    )
+    assert list(found) == [{"_id": i, "v": {"x": i}} for i in (5, 8, 1)]
+    assert collection.find_one({}, sort=[("v.y", 1)])["_id"] == 8
+    assert sorted(collection.distinct("k", {"_id": {"$lt": 2}})) == [0, 1]
+
+
+def test_what_a_cursor_gives_is_the_callers_own(collection):
+    collection.insert_one({"_id": 1, "deep": {"list": [1]}})
+    collection.find_one({"_id": 1})["deep"]["list"].append(2)
+    next(collection.find({}, {"deep": 1}))["deep"]["list"].append(3)
+    assert collection.find_one({"_id": 1})["deep"]["list"] == [1]
+
+
+def test_find_one_and_update_and_upsert(collection):
+    before = collection.find_one_and_update({"_id": "n"}, {"$inc": {"next": 5}}, upsert=True)
+    assert before is None
+    assert collection.find_one_and_update({"_id": "n"}, {"$inc": {"next": 5}})["next"] == 5
+    assert collection.find_one({"_id": "n"})["next"] == 10
+
+
+def test_bulk_write(collection):
+    result = collection.bulk_write(
+        [
+            InsertOne({"_id": 1, "a": 1}),
+            ReplaceOne({"_id": 2}, {"_id": 2, "a": 2}, upsert=True),
+            UpdateOne({"_id": 1}, {"$set": {"b.c": 3}}),
+        ]
+    )
+    assert (result.inserted_count, result.upserted_count, result.modified_count) == (1, 1, 1)
+    assert collection.find_one({"_id": 1}) == {"_id": 1, "a": 1, "b": {"c": 3}}
+
+
+def test_aggregation_with_a_leading_match(collection):
+    collection.create_index("campaign")
+    collection.insert_many([{"campaign": c, "stage": s} for c in "ab" for s in ("x", "x", "y")])
+    groups = collection.aggregate(
+        [{"$match": {"campaign": "a"}}, {"$group": {"_id": "$stage", "n": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+    )
+    assert list(groups) == [{"_id": "x", "n": 2}, {"_id": "y", "n": 1}]
+
+
+def test_a_document_above_16_megabytes_is_refused(embedded_connection):
+    things = embedded_connection.db["things"]
+    with pytest.raises(DocumentTooLarge, match="16777216"):
+        things.insert_one({"blob": b"x" * (16 * 1024 * 1024 + 1)})
+    assert things.count_documents({}) == 0
+
+
+def test_gridfs_keeps_large_objects(connection):
+    files = connection.gridfs()
+    blob = os.urandom(3_000_000)
+    file_id = files.put(blob, filename="weights")
+    assert files.get(file_id).read() == blob
+    files.delete(file_id)
+    assert not files.exists(file_id)
+
+
+def test_threads_increment_without_loss(embedded_connection):
+    counter = embedded_connection.db["counter"]
+    counter.insert_one({"_id": 1, "n": 0})
+
+    def work():
+        for _ in range(200):
+            counter.find_one_and_update({"_id": 1}, {"$inc": {"n": 1}})
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter.find_one({"_id": 1})["n"] == 800
+
+
+def reopened(connection):
+    path = connection.client.path
+    connection.close()
+    return connect(f"embedded:{path}")
+
+
+def test_everything_is_there_after_reopening(embedded_connection):
+    things = embedded_connection.db["things"]
+    things.create_index([("a", 1), ("b", 1)], unique=True)
+    things.insert_many([{"a": i, "b": 0, "when": i} for i in range(50)])
+    things.update_one({"a": 3}, {"$set": {"b": 7}})
+    things.delete_one({"a": 4})
+    embedded_connection.db["gone"].insert_one({})
+    embedded_connection.db["gone"].drop()
+    embedded_connection.db["old"].insert_one({"x": 1})
+    embedded_connection.db["old"].rename("new")
+    again = reopened(embedded_connection)
+    things = again.db["things"]
+    assert things.count_documents({}) == 49
+    assert things.find_one({"a": 3, "b": 7})["when"] == 3
+    assert things.find_one({"a": 3, "b": 0}) is None
+    assert things.index_information()["a_1_b_1"]["unique"] is True
+    with pytest.raises(DuplicateKeyError):
+        things.insert_one({"a": 3, "b": 7})
+    assert "gone" not in again.db.list_collection_names()
+    assert "old" not in again.db.list_collection_names()
+    assert again.db["new"].find_one({"x": 1})
+    things.drop_index("a_1_b_1")
+    things.insert_one({"a": 3, "b": 7})
+    again = reopened(again)
+    assert again.db["things"].count_documents({"a": 3, "b": 7}) == 2
+    again.close()
+
+
+def test_large_collections_are_not_held_in_memory_and_work_the_same(embedded_connection, monkeypatch):
+    monkeypatch.setattr("stores.sqlite_collection.CACHE_BYTES", 20_000)
+    things = embedded_connection.db["things"]
+    things.create_index("a")
+    things.insert_many([{"_id": i, "a": i % 7, "text": "x" * 100} for i in range(500)])
+    assert things._store._cache is None
+    assert things.count_documents({"a": 3}) == 71
+    things.update_many({"a": 3}, {"$set": {"a": 100}})
+    assert [d["_id"] for d in things.find({"a": 100})][:3] == [3, 10, 17]
+    things.delete_many({"a": 0})
+    assert things.count_documents({}) == 428
+    assert sum(1 for _ in things.find()) == 428
+
+
+def test_a_failed_write_leaves_memory_and_file_the_same(embedded_connection):
+    things = embedded_connection.db["things"]
+    things.insert_one({"_id": 1, "n": 1})
+    with pytest.raises(DocumentTooLarge, match=r"larger than"):
+        things.update_one({"_id": 1}, {"$set": {"n": 2, "blob": "x" * (17 * 1024 * 1024)}})
+    with pytest.raises(bson.errors.InvalidDocument):
+        things.update_one({"_id": 1}, {"$set": {"n": 2, "object": object()}})
+    assert things.find_one({"_id": 1}) == {"_id": 1, "n": 1}
+    things.insert_one({"_id": 2})
+    again = reopened(embedded_connection)
+    assert list(again.db["things"].find()) == [{"_id": 1, "n": 1}, {"_id": 2}]
+    again.close()
+
+
+def test_an_interrupted_operation_is_undone(embedded_connection, monkeypatch):
+    things = embedded_connection.db["things"]
+    things.create_index("a", unique=True)
+    things.insert_one({"a": 1})
+
+    write_entries = things._store._remember
+
+    def interrupted(*arguments):
+        write_entries(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(things._store, "_remember", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        things.insert_one({"a": 2})
+    monkeypatch.undo()
+    assert things.count_documents({}) == 1
+    things.insert_one({"a": 2})
+    assert things.count_documents({"a": 2}) == 1
+
+
+def test_a_full_disk_is_one_line_and_forgets_nothing(embedded_connection):
+    things = embedded_connection.db["things"]
+    things.insert_one({"_id": 1})
+    sqlite = embedded_connection.client.server.sqlite
+    pages = sqlite.execute("PRAGMA page_count").fetchone()[0]
+    sqlite.execute(f"PRAGMA max_page_count={pages + 2}")
+    with pytest.raises(OSError, match="did not take a write"):
+        things.insert_many([{"_id": i, "text": "x" * 5000} for i in range(2, 20)])
+    sqlite.execute("PRAGMA max_page_count=1000000")
+    assert [d["_id"] for d in things.find()] == [1]
+    things.insert_one({"_id": 2})
+    assert things.count_documents({}) == 2
+
+
+def test_a_fork_must_not_use_the_file(embedded_connection):
+    child = os.fork()
+    if child == 0:
+        try:
+            embedded_connection.db["things"].insert_one({})
+        except RuntimeError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+WRITER = """
+    import sys
+    from stores.connection import connect
+    connection = connect("embedded:" + sys.argv[1])
+    things = connection.db["things"]
+    things.create_index("key", unique=True)
+    start = things.count_documents({})
+    for i in range(start, start + 1_000_000):
+        if i % 5 == 0:
+            things.insert_many([{"key": f"{i}-{j}", "payload": "x" * 300} for j in range(3)])
+        else:
+            things.insert_one({"key": i, "payload": "x" * 300})
+        if i % 7 == 0:
+            things.update_one({"key": i} if i % 5 else {"key": f"{i}-0"}, {"$set": {"updated": True}})
+        print(i, flush=True)
+"""
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
+    path = tmp_path / "killed.sqlite"
+    acknowledged: list[int] = []
+    for delay in (0.05, 0.15, 0.31, 0.4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(path)], stdout=subprocess.PIPE, text=True
+        )
+        first = process.stdout.readline()
+        assert first.strip().isdigit()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        acknowledged += [int(line) for line in [first, *process.stdout.read().splitlines()[:-1]]]
+        process.wait()
+        connection = connect(f"embedded:{path}")
+        things = connection.db["things"]
+        for i in acknowledged:
+            keys = [f"{i}-{j}" for j in range(3)] if i % 5 == 0 else [i]
+            for key in keys:
+                document = things.find_one({"key": key})
+                assert document is not None, f"{key} was acknowledged and is lost"
+                if i % 7 == 0 and key in (i, f"{i}-0"):
+                    assert document["updated"] is True
+        scanned = [d["key"] for d in things.find()]  # documents and index entries tell the same
+        assert all(things.count_documents({"key": key}) == 1 for key in scanned)
+        connection.close()
+    assert len(acknowledged) > 100
