@@ -75,7 +75,8 @@ class CGCNNEnsemble:
         self.holdout = holdout
         self.floor = floor
         self.scale = scale
-        self.network = CGCNNConfig(**{k: v for k, v in settings.items() if k in network_names})
+        self._shape = {k: v for k, v in settings.items() if k in network_names}  # what a warm start must agree with
+        self.network = CGCNNConfig(**self._shape)
         self.training = TrainingConfig(**{k: v for k, v in settings.items() if k in training_names})
         self.mean, self.deviation = 0.0, 1.0  # of log10 of the training values
         self.members: list[CGCNN] = []
@@ -95,10 +96,11 @@ class CGCNNEnsemble:
     ) -> dict[str, float]:
         """Train the committee; see :meth:`Predictor.fit`.
 
-        ``warm_start`` continues a fitted committee of the same shape: pass the old data along with the new, at a
-        reduced learning rate it is the replay that keeps the networks from forgetting. Its scaling of the target is
-        kept. Where the earlier model had seen the held-out groups, its uncertainty scale is kept as a lower bound,
-        because errors on those groups are then too good.
+        ``warm_start`` continues a fitted committee: pass the old data along with the new, at a reduced learning rate it
+        is the replay that keeps the networks from forgetting. Its networks' shape and its scaling of the target are
+        kept; a larger committee continues some networks twice, in another order of the data. Where the earlier model
+        had seen the held-out groups, its uncertainty scale is a lower bound, because errors on those groups are then
+        too good.
 
         Returns
         -------
@@ -119,7 +121,6 @@ class CGCNNEnsemble:
         packed = PackedGraphs([graphs[i] for i in train])
         standard = torch.tensor((logs[train] - self.mean) / self.deviation, dtype=torch.float32)
         batch_weights = torch.tensor(scales[train], dtype=torch.float32)
-        starts: list[CGCNN | None] = [None] * self.committee if previous is None else list(previous.members)
         members = []
         for number in range(self.committee):
             members.append(
@@ -130,7 +131,7 @@ class CGCNNEnsemble:
                     network=self.network,
                     training=self.training,
                     seed=SEED_STRIDE * seed + number,
-                    start=starts[number],
+                    start=None if previous is None else previous.members[number % previous.committee],
                     on_epoch=self._reporter(progress, number),
                 )
             )
@@ -265,11 +266,14 @@ class CGCNNEnsemble:
             return None
         if not isinstance(warm_start, CGCNNEnsemble) or not warm_start.members:
             raise ValueError(f"cannot continue from {warm_start!r}; give a fitted cgcnn predictor")
-        if warm_start.network != self.network or warm_start.committee != self.committee:
+        wrong = [name for name, value in self._shape.items() if getattr(warm_start.network, name) != value]
+        if wrong:
+            kept = getattr(warm_start.network, wrong[0])
             raise ValueError(
-                f"cannot continue {warm_start.committee} networks {warm_start.network} as {self.committee} networks "
-                f"{self.network}; give the same committee and network settings"
+                f"{wrong[0]}={self._shape[wrong[0]]!r} cannot continue networks of {wrong[0]}={kept!r}; "
+                "leave it out or train without warm_start"
             )
+        self.network = warm_start.network
         return warm_start
 
     def _reporter(self, progress: Progress | None, number: int) -> Any:

@@ -154,10 +154,19 @@ def test_warm_start_from_a_model_that_saw_everything_does_not_shrink_its_uncerta
 
 
 def test_warm_start_of_another_shape_is_refused(fitted, crystals, moduli):
-    with pytest.raises(ValueError, match="same committee"):
+    with pytest.raises(ValueError, match="hidden=8 cannot continue networks of hidden=16"):
         CGCNNEnsemble(**{**SMALL, "hidden": 8}).fit(crystals, moduli, warm_start=fitted)
     with pytest.raises(ValueError, match="fitted cgcnn"):
         CGCNNEnsemble(**SMALL).fit(crystals, moduli, warm_start=CGCNNEnsemble(**SMALL))
+
+
+def test_warm_start_takes_over_the_shape_and_fills_a_larger_committee(fitted, crystals, moduli):
+    wider = CGCNNEnsemble(committee=3, warm_epochs=1)
+    wider.fit(crystals, moduli, warm_start=fitted)
+    assert wider.network == fitted.network
+    values = wider.predict_members([build_graph(nial())])[:, 0]
+    assert len(set(values.tolist())) == 3
+    assert load_predictor(wider.to_bytes()).predict([nial()]).values == wider.predict([nial()]).values
 
 
 def test_weights_pull_towards_the_crystals_that_carry_them(crystals, moduli):
