@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from inv_design.predictors.graph import CrystalGraph
 
+VOLUME_BOUND = 10.0
+
 
 @dataclass(frozen=True)
 class CGCNNConfig:
@@ -209,7 +211,8 @@ class CGCNN(nn.Module):
         volume = torch.stack(
             [(log_volume - 3.0) / 0.4, (log_volume - vegard) / 0.1, (spheres.log() - log_volume + 0.3) / 0.15], dim=1
         )
-        return torch.cat([mean, spread, volume], dim=1)
+        # an absurd cell must not drive the answer to infinity; no packaged alloy lies outside
+        return torch.cat([mean, spread, volume.clamp(-VOLUME_BOUND, VOLUME_BOUND)], dim=1)
 
     @staticmethod
     def _mean(values: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -120,6 +120,15 @@ def test_a_crystal_that_fails_is_nan_with_its_error(fitted):
     assert len(fitted.predict([])) == 0
 
 
+@pytest.mark.parametrize("volume", [0.3, 1.0, 300.0])
+def test_an_absurd_volume_gives_a_finite_number(fitted, volume):
+    crystal = nial()
+    crystal.scale_lattice(2 * volume)
+    result = fitted.predict([crystal])
+    assert 0.0 < result.values[0] < 1e5
+    assert 0.0 < result.std[0] < 1e6
+
+
 @pytest.mark.parametrize("bad", [0.0, -3.0, math.nan, math.inf])
 def test_a_value_that_is_not_a_modulus_is_named(crystals, moduli, bad):
     values = list(moduli)
