@@ -31,7 +31,8 @@ class Vasp(AtomateElastic):
         strained.input_set_generator.user_kpoints_settings = {}  # KSPACING rules, as in the paper
         relaxed: Any = DoubleRelaxMaker.from_relax_maker(TightRelaxMaker())
         maker: Any = ElasticMaker(bulk_relax_maker=relaxed, elastic_relax_maker=strained)
-        return update_user_incar_settings(maker, INCAR)  # type: ignore[return-value]
+        updated: ElasticMaker = update_user_incar_settings(maker, INCAR)
+        return updated
 
     def settings(self) -> dict[str, Any]:
         """Return the INCAR updates; everything else is atomate2's, whose version is in the protocol."""
