@@ -81,10 +81,12 @@ def campaign_condition(config: CampaignConfig, target: float | None = None) -> C
 def configured_generator(model_id: str, config: CampaignConfig) -> Generator:
     """Return a generator with the campaign's sampling settings (latent filter, guidance)."""
     generator = load_generator_model(model_id)
-    configure = getattr(generator, "configure", None)
-    if configure is not None:
-        configure(latent_filter=config.generator.latent_filter, guidance=config.generator.guidance)
-    return generator
+    with_settings = getattr(generator, "with_settings", None)
+    if with_settings is None:
+        return generator
+    section = config.generator
+    configured: Generator = with_settings(latent_filter=section.latent_filter, guidance=section.guidance)
+    return configured
 
 
 def _plain(value: Any) -> Any:
