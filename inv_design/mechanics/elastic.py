@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inv_design.mechanics.born import born_stable
-from inv_design.mechanics.evaluate import GPA_PER_EV_A3, Evaluation, evaluate, to_atoms, to_structure
+from inv_design.mechanics.evaluate import GPA_PER_EV_A3, evaluate, to_atoms
 from inv_design.mechanics.flags import elastic_flags, symmetry_residual
 from inv_design.mechanics.records import plain_fields
-from inv_design.mechanics.relax import relax_structures
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
+    from inv_design.mechanics.evaluate import Evaluation
+
+NAN = float("nan")
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-ION_FMAX = 0.003  # eV/Å; forces below it change no elastic constant visibly
-ION_STEPS = 150
+FORCE_TOLERANCE = 1e-3  # eV/Å at the largest strain; below it relaxing the ions changes no elastic constant visibly
+DISPLACEMENT = 0.01  # Å
+SOFT_MODE = 0.02  # eV/Å^2; metals' optical modes have 1 to 30
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,31 @@ class ElasticResult:
         Relative distance of C from its average over the crystal's point group.
     linear_residual
         Largest relative deviation of a stress from its straight line.
-    reference_pressure
-        Pressure of the crystal without strain, GPa.
+    reference_pressure, reference_max_force
+        Pressure (GPa) and largest force (eV/Å) of the crystal without strain; both are near zero if it is relaxed.
+    softest_force_constant
+        Least eigenvalue of the force constants at the zone centre, eV/Å^2, translations left out; NaN where symmetry
+        keeps the ions in place and it was not needed.
     flags
         Names of the quality gates that the result fails; see :mod:`inv_design.mechanics.flags`.
     error
         What went wrong, or ``None``.
     """
 
-    tensor: np.ndarray | None
-    bulk_modulus_voigt: float
-    bulk_modulus_reuss: float
-    bulk_modulus_vrh: float
-    shear_modulus_voigt: float
-    shear_modulus_reuss: float
-    shear_modulus_vrh: float
-    born_stable: bool
-    eigenvalues: np.ndarray | None
-    symmetry_residual: float
-    linear_residual: float
-    reference_pressure: float
+    tensor: np.ndarray | None = None
+    bulk_modulus_voigt: float = NAN
+    bulk_modulus_reuss: float = NAN
+    bulk_modulus_vrh: float = NAN
+    shear_modulus_voigt: float = NAN
+    shear_modulus_reuss: float = NAN
+    shear_modulus_vrh: float = NAN
+    born_stable: bool = False
+    eigenvalues: np.ndarray | None = None
+    symmetry_residual: float = NAN
+    linear_residual: float = NAN
+    reference_pressure: float = NAN
+    reference_max_force: float = NAN
+    softest_force_constant: float = NAN
     flags: list[str] = field(default_factory=list)
     error: str | None = None
 
@@ -75,8 +83,9 @@ def elastic_tensor(
     """Return the elastic tensor of a relaxed crystal; a failure is a result with its error.
 
     Each of the six Voigt strains is applied with -strain, -strain/2, strain/2, strain (engineering shear: gamma), and
-    the slope of the Cauchy stress is fitted. The ions are relaxed at a strain only where forces demand it; symmetry
-    often keeps them at zero.
+    the slope of the Cauchy stress is fitted. Where the strains make forces, the ions' relaxation enters by linear
+    response, C = C_clamped - Lambda^T Phi^-1 Lambda / V (Wu, Vanderbilt and Hamann, Phys. Rev. B 72, 035105 (2005),
+    eq. 18), with Lambda the forces per strain and Phi the force constants at the zone centre, from displacements.
 
     Parameters
     ----------
@@ -97,29 +106,22 @@ def _elastic_tensor(structure: Structure, calculator: Calculator, strain: float,
     if not 0 < strain < 0.2:
         raise ValueError(f"a strain of {strain}; give a fraction such as 0.01")
     reference = to_atoms(structure)
-    (start,) = evaluate(calculator, [reference])
-    if start.error is not None:
-        return _failure(start.error)
-    unconverged = 0
-    if relax_ions and start.max_force > ION_FMAX:
-        relaxed = next(relax_structures([structure], calculator, fmax=ION_FMAX, max_steps=ION_STEPS, relax_cell=False))
-        if relaxed.structure is None:
-            return _failure(f"relaxing the ions: {relaxed.error}")
-        unconverged += not relaxed.converged
-        structure, reference = relaxed.structure, to_atoms(relaxed.structure)
     magnitudes = strain * np.array([-1.0, -0.5, 0.5, 1.0])
     strained = [_strained(reference, direction, size) for direction in range(6) for size in magnitudes]
-    evaluations = evaluate(calculator, strained)
-    if relax_ions:
-        unconverged += _relax_ions(structure, calculator, strained, evaluations, len(magnitudes))
-    for evaluation in evaluations:
+    start, *evaluations = evaluate(calculator, [reference, *strained])
+    for evaluation in (start, *evaluations):
         if evaluation.error is not None:
             return _failure(evaluation.error)
-    stresses = (
-        np.array([evaluation.stress for evaluation in evaluations]).reshape(6, len(magnitudes), 6) * GPA_PER_EV_A3
-    )
-    tensor, linear_residual = _fit(magnitudes, stresses)
-    return _result(tensor, structure, linear_residual, start.pressure, unconverged)
+    shape = (6, len(magnitudes), -1)
+    tensor, linear_residual = _slopes(magnitudes, np.array([e.stress for e in evaluations]).reshape(shape))
+    softest = float("nan")
+    if relax_ions:
+        # the rows of a strain's forces that are symmetric in its sign are no first-order response
+        response, _ = _slopes(magnitudes, np.array([e.forces.ravel() for e in evaluations]).reshape(shape))
+        if len(reference) > 1 and strain * np.abs(response).max() > FORCE_TOLERANCE:
+            softening, softest = _ion_softening(reference, calculator, response)
+            tensor = tensor - softening
+    return _result(tensor * GPA_PER_EV_A3, structure, linear_residual, start, softest)
 
 
 def _strained(atoms: Atoms, direction: int, size: float) -> Atoms:
@@ -135,45 +137,15 @@ def _strained(atoms: Atoms, direction: int, size: float) -> Atoms:
     return out
 
 
-def _relax_ions(
-    structure: Structure,
-    calculator: Calculator,
-    strained: list[Atoms],
-    evaluations: list[Evaluation],
-    n_magnitudes: int,
-) -> int:
-    """Relax the ions of every direction in which a strain makes forces, in place; return how many did not converge.
+def _slopes(magnitudes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return (slope over strain (6, k), largest relative residual) of values (6 directions, m magnitudes, k).
 
-    A direction is relaxed as a whole: its straight line must not mix relaxed and clamped points.
-    """
-    chosen = [
-        direction * n_magnitudes + k
-        for direction in range(6)
-        if any(not e.max_force <= ION_FMAX for e in evaluations[direction * n_magnitudes :][:n_magnitudes])
-        for k in range(n_magnitudes)
-    ]
-    crystals = [to_structure(strained[index], structure) for index in chosen]
-    results = relax_structures(crystals, calculator, fmax=ION_FMAX, max_steps=ION_STEPS, relax_cell=False)
-    relaxed, unconverged = [], 0
-    for result in results:
-        if result.structure is None:
-            raise ValueError(f"relaxing the ions at a strain: {result.error}")
-        unconverged += not result.converged
-        relaxed.append(to_atoms(result.structure))
-    for index, evaluation in zip(chosen, evaluate(calculator, relaxed), strict=True):
-        evaluations[index] = evaluation
-    return unconverged
-
-
-def _fit(magnitudes: np.ndarray, stresses: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return (C (6, 6) in GPa before symmetrisation, largest relative residual) of stresses (6, m, 6).
-
-    The straight line takes an intercept (a reference with some residual stress) and a quadratic term (a third-order
-    constant), neither of which reaches the slope, because the magnitudes are symmetric about zero.
+    The fit takes an intercept (a reference with some residual stress) and a quadratic term (a third-order constant);
+    neither reaches the slope, because the magnitudes are symmetric about zero.
     """
     design = np.stack([magnitudes, np.ones_like(magnitudes), magnitudes**2], axis=1)
     rows, worst = [], 0.0
-    for block in stresses:
+    for block in values:
         coefficients, *_ = np.linalg.lstsq(design, block, rcond=None)
         rows.append(coefficients[0])
         span = np.abs(block - coefficients[1]).max()
@@ -182,8 +154,37 @@ def _fit(magnitudes: np.ndarray, stresses: np.ndarray) -> tuple[np.ndarray, floa
     return np.array(rows), worst
 
 
+def _ion_softening(atoms: Atoms, calculator: Calculator, response: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return (Lambda^T Phi^-1 Lambda / V (6, 6) in eV/Å^3, least eigenvalue of Phi in eV/Å^2 without translations).
+
+    ``response`` is Lambda^T (6, 3n) in eV/Å, the forces per unit strain.
+    """
+    n = len(atoms)
+    displaced = []
+    for coordinate in range(3 * n):
+        for sign in (-1, 1):
+            moved = atoms.copy()
+            moved.positions[coordinate // 3, coordinate % 3] += sign * DISPLACEMENT
+            displaced.append(moved)
+    evaluations = evaluate(calculator, displaced)
+    for evaluation in evaluations:
+        if evaluation.error is not None:
+            raise ValueError(f"displacing an ion: {evaluation.error}")
+    forces = np.array([evaluation.forces.ravel() for evaluation in evaluations])
+    constants = -(forces[1::2] - forces[::2]) / (2 * DISPLACEMENT)
+    # a basis without the three translations, in which the force constants have an inverse
+    translations = np.tile(np.eye(3), (n, 1)) / np.sqrt(n)
+    basis = np.linalg.svd(translations)[0][:, 3:]
+    eigenvalues, vectors = np.linalg.eigh(basis.T @ ((constants + constants.T) / 2) @ basis)
+    projected = response @ basis @ vectors
+    # a mode softer than the numerics resolve would divide by noise; it is flagged, and left clamped
+    used = np.abs(eigenvalues) > SOFT_MODE
+    softening = (projected[:, used] / eigenvalues[used]) @ projected[:, used].T / atoms.get_volume()
+    return softening, float(eigenvalues[0])
+
+
 def _result(
-    tensor: np.ndarray, structure: Structure, linear_residual: float, pressure: float, unconverged: int
+    tensor: np.ndarray, structure: Structure, linear_residual: float, reference: Evaluation, softest: float
 ) -> ElasticResult:
     asymmetry = float(np.linalg.norm(tensor - tensor.T)) / 2 / float(np.linalg.norm(tensor))
     tensor = (tensor + tensor.T) / 2
@@ -204,15 +205,18 @@ def _result(
         eigenvalues=eigenvalues,
         symmetry_residual=residual,
         linear_residual=linear_residual,
-        reference_pressure=pressure,
+        reference_pressure=reference.pressure,
+        reference_max_force=reference.max_force,
+        softest_force_constant=softest,
         flags=elastic_flags(
             bulk_modulus=k_vrh,
             shear_modulus=g_vrh,
             born_stable=stable,
             symmetry_residual=residual,
             linear_residual=linear_residual,
-            reference_pressure=pressure,
-            unconverged_ions=unconverged,
+            reference_pressure=reference.pressure,
+            reference_max_force=reference.max_force,
+            softest_force_constant=softest,
         ),
     )
 
@@ -239,5 +243,4 @@ def reuss_average(tensor: np.ndarray) -> tuple[float, float]:
 
 
 def _failure(error: str) -> ElasticResult:
-    nan = float("nan")
-    return ElasticResult(None, nan, nan, nan, nan, nan, nan, False, None, nan, nan, nan, error=" ".join(error.split()))
+    return ElasticResult(error=" ".join(error.split()))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
+NAN = float("nan")
+
 
 @dataclass(frozen=True)
 class BirchMurnaghan:
@@ -126,11 +128,11 @@ class EosResult:
         What went wrong, or ``None``.
     """
 
-    bulk_modulus: float
-    bulk_modulus_derivative: float
-    v0: float
-    e0: float
-    fit_residual: float
+    bulk_modulus: float = NAN
+    bulk_modulus_derivative: float = NAN
+    v0: float = NAN
+    e0: float = NAN
+    fit_residual: float = NAN
     volumes: np.ndarray | None = None
     energies: np.ndarray | None = None
     flags: list[str] = field(default_factory=list)
@@ -186,5 +188,4 @@ def equation_of_state(
 
 
 def _failure(error: str) -> EosResult:
-    nan = float("nan")
-    return EosResult(nan, nan, nan, nan, nan, error=" ".join(error.split()))
+    return EosResult(error=" ".join(error.split()))

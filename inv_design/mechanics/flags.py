@@ -14,6 +14,8 @@ MAX_SYMMETRY_RESIDUAL = 0.05  # relative; a tensor further than this from its ow
 MAX_LINEAR_RESIDUAL = 0.05  # relative; stress is not linear in strain
 MAX_EOS_RESIDUAL = 0.002  # eV/atom
 MAX_REFERENCE_PRESSURE = 1.0  # GPa
+MAX_REFERENCE_FORCE = 0.05  # eV/Å
+MIN_FORCE_CONSTANT = 0.02  # eV/Å^2; a softer mode at the zone centre is about to, or wants to, distort the crystal
 MAX_EOS_MISMATCH = 0.15  # relative
 BULK_MODULUS_BOUNDS = (0.0, 600.0)  # GPa; diamond has 443
 SHEAR_MODULUS_BOUNDS = (0.0, 600.0)  # GPa
@@ -38,9 +40,13 @@ def elastic_flags(
     symmetry_residual: float,
     linear_residual: float,
     reference_pressure: float,
-    unconverged_ions: int,
+    reference_max_force: float,
+    softest_force_constant: float,
 ) -> list[str]:
-    """Return the flags of an elastic tensor; moduli and pressure in GPa, residuals relative."""
+    """Return the flags of an elastic tensor; moduli and pressure in GPa, residuals relative, force in eV/Å.
+
+    ``softest_force_constant`` (eV/Å^2) may be NaN: it was not needed.
+    """
     flags = moduli_flags(bulk_modulus, shear_modulus)
     if not born_stable:
         flags.append("born_unstable")
@@ -48,10 +54,10 @@ def elastic_flags(
         flags.append("symmetry_residual")
     if not linear_residual <= MAX_LINEAR_RESIDUAL:
         flags.append("stress_not_linear")
-    if not abs(reference_pressure) <= MAX_REFERENCE_PRESSURE:
-        flags.append("reference_under_pressure")
-    if unconverged_ions:
-        flags.append("unconverged_ions")
+    if not (abs(reference_pressure) <= MAX_REFERENCE_PRESSURE and reference_max_force <= MAX_REFERENCE_FORCE):
+        flags.append("reference_not_relaxed")
+    if softest_force_constant <= MIN_FORCE_CONSTANT:
+        flags.append("ions_unstable")
     return flags
 
 

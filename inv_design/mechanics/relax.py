@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
+NAN = float("nan")
 VOLUME_BOUNDS = (0.2, 5.0)  # relative to the start; a cell outside has exploded or collapsed
 MAX_FORCE_BOUND = 1e3  # eV/Å
 BFGS_SHARE = 0.7  # of the steps; what BFGS has not converged by then, FIRE finishes
@@ -46,13 +47,13 @@ class RelaxResult:
         What went wrong, or ``None``.
     """
 
-    structure: Structure | None
-    energy_per_atom: float
-    converged: bool
-    n_steps: int
-    max_force: float
-    volume_change: float
-    pressure: float
+    structure: Structure | None = None
+    energy_per_atom: float = NAN
+    converged: bool = False
+    n_steps: int = 0
+    max_force: float = NAN
+    volume_change: float = NAN
+    pressure: float = NAN
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -195,5 +196,4 @@ def _held(atoms: Atoms, evaluation: Evaluation) -> Calculator:
 
 
 def _failure(error: str, n_steps: int = 0) -> RelaxResult:
-    nan = float("nan")
-    return RelaxResult(None, nan, False, n_steps, nan, nan, nan, " ".join(error.split()))
+    return RelaxResult(n_steps=n_steps, error=" ".join(error.split()))

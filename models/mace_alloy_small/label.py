@@ -24,7 +24,7 @@ from inv_design.structures.elements import METALLIC_RADII
 
 EV_PER_A3 = 160.21766208  # GPa
 ISOTROPIC = (-0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06)
-STRAIN = 0.03  # standard deviation of a random strain component is a third of it
+STRAIN = 0.03  # size of the random strains
 PARTS = ("elements", "alloys", "pairs")
 RATTLE = 0.07  # Å, standard deviation per coordinate
 MAX_SITES = 8
@@ -145,7 +145,7 @@ def prototype(name: str, symbols: list[str]) -> Structure:
 
 
 def label_around_equilibrium(
-    label: Labeller, labels: Labels, structure: Structure, group: str, rng: np.random.Generator, extra: int = 0
+    label: Labeller, labels: Labels, structure: Structure, group: str, *, rng: np.random.Generator, extra: int = 0
 ) -> None:
     """Label three isotropic strains around CHGNet's zero pressure, ``extra`` more, and one rattled configuration."""
     results = []
@@ -174,7 +174,7 @@ def label_elements(label: Labeller, elements: list[str], rng: np.random.Generato
     """Label fcc, bcc and hcp of every element: six configurations around zero pressure each."""
     labels = Labels()
     for symbol, name in itertools.product(elements, ("fcc", "bcc", "hcp")):
-        label_around_equilibrium(label, labels, prototype(name, [symbol]), f"{symbol}:{name}", rng, extra=2)
+        label_around_equilibrium(label, labels, prototype(name, [symbol]), f"{symbol}:{name}", rng=rng, extra=2)
     return labels
 
 
@@ -197,7 +197,7 @@ def label_pairs(label: Labeller, pairs: list[tuple[str, str]], seed: int, minute
                 name = names[rng.integers(len(names))]
                 symbols = list(pair) if rng.integers(2) else list(pair[::-1])
                 group = f"{'-'.join(symbols)}:{name}"
-                label_around_equilibrium(label, labels, prototype(name, symbols), group, rng)
+                label_around_equilibrium(label, labels, prototype(name, symbols), group, rng=rng)
     return labels
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from inv_design.datasets.mp_binaries import load_alloys
 from inv_design.mechanics.eos import BirchMurnaghan, fit_birch_murnaghan
 from inv_design.mechanics.evaluate import GPA_PER_EV_A3
 from inv_design.weights import pack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 10.0, 1.0, 80.0
 HUBER_DELTA = 0.01
@@ -156,12 +153,128 @@ class Average:
                 value.copy_(held)
 
 
-def run_batch(
-    network: torch.nn.Module, graphs: Sequence[Graph], n_species: int, *, training: bool
-) -> dict[str, torch.Tensor]:
-    """Return MACE's energy (eV), forces (eV/Å) and stress (eV/Å^3) of several graphs."""
-    data = collate(graphs, n_species, torch.float32)
-    return network(data, training=training, compute_force=True, compute_stress=True)
+class Trainer:
+    """One training run: the network, its average, the schedule, and the labels in use."""
+
+    def __init__(self, dataset: Dataset, arguments: argparse.Namespace) -> None:
+        self.dataset, self.arguments = dataset, arguments
+        self.rng = np.random.default_rng(arguments.seed)
+        self.graphs = dataset.graphs()
+        self.weights = dataset.stress_weights()
+        self.energies, self.stresses = dataset.energies, dataset.stresses
+        atomic_energies = dataset.atomic_energies()
+        index = {z: i for i, z in enumerate(dataset.atomic_numbers)}
+        self.reference = np.array([np.mean([atomic_energies[index[z]] for z in row]) for row in dataset.numbers])
+        forces_rms = float(np.sqrt(np.mean(np.concatenate(dataset.forces) ** 2)))
+        self.config: dict[str, Any] = {
+            "kind": KIND,
+            "name": "mace-alloy-small",
+            "atomic_numbers": dataset.atomic_numbers,
+            "atomic_energies": [round(float(energy), 6) for energy in atomic_energies],
+            "scale": round(max(forces_rms, 0.3), 6),
+            "shift": 0.0,
+            "avg_num_neighbors": round(float(np.mean([g.edges.shape[1] / len(g.species) for g in self.graphs])), 4),
+            **ARCHITECTURE,
+        }
+        torch.manual_seed(arguments.seed)
+        self.network = build_network(self.config, "float32")
+        self.average = Average(self.network)
+        # a random 1 % of the groups (crystals, not chemical systems) only monitors; the held-out systems are in no file
+        names = np.unique(dataset.groups)
+        watched = np.isin(dataset.groups, self.rng.choice(names, max(1, len(names) // 100), replace=False))
+        self.train_rows, self.watched_rows = np.flatnonzero(~watched), np.flatnonzero(watched)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=1e-6, amsgrad=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.queue: np.ndarray = np.array([], dtype=int)
+        self.losses: list[float] = []
+        self.start = time.time()
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate relative to its maximum: 200 steps of warm-up, then half a cosine down to 1 %."""
+        return min(1.0, (step + 1) / 200) * (0.01 + 0.495 * (1 + np.cos(np.pi * step / self.arguments.steps)))
+
+    def run(self) -> None:
+        """Take all steps, bend the labels on the way, and save every so often."""
+        steps = self.arguments.steps
+        for step in range(1, steps + 1):
+            if step == int(self.arguments.bend_from * steps):
+                self.energies, self.stresses, count = self.dataset.bent()
+                print(f"step {step}: the labels of {count} alloys bent towards PBE", flush=True)
+            self._step(step)
+            if step % self.arguments.save_every == 0 or step in (300, steps):
+                self._save(step)
+
+    def _evaluate(self, rows: np.ndarray, *, training: bool) -> dict[str, torch.Tensor]:
+        """Return MACE's energies (eV), forces (eV/Å) and stresses (eV/Å^3) of some configurations."""
+        data = collate([self.graphs[i] for i in rows], len(self.dataset.atomic_numbers), torch.float32)
+        return self.network(data, training=training, compute_force=True, compute_stress=True)
+
+    def _step(self, step: int) -> None:
+        if len(self.queue) < self.arguments.batch:
+            self.queue = np.concatenate([self.queue, self.rng.permutation(self.train_rows)])
+        rows, self.queue = self.queue[: self.arguments.batch], self.queue[self.arguments.batch :]
+        out = self._evaluate(rows, training=True)
+        sizes = torch.from_numpy(self.dataset.sizes[rows]).float()
+        # the reference energies are constants of the network: compare interaction energies, which float32 resolves
+        target = torch.from_numpy(self.energies[rows] - self.reference[rows]).float()
+        forces = torch.from_numpy(np.concatenate([self.dataset.forces[i] for i in rows])).float()
+        stress = torch.from_numpy(self.stresses[rows]).float()
+        factor = torch.from_numpy(self.weights[rows]).float()
+        loss = (
+            ENERGY_WEIGHT * huber(out["interaction_energy"] / sizes - target).mean()
+            + FORCE_WEIGHT * huber(out["forces"] - forces).mean()
+            + STRESS_WEIGHT * (factor[:, None, None] * huber(out["stress"] - stress)).mean()
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if torch.isfinite(torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)):
+            self.optimizer.step()
+        self.schedule.step()
+        self.average.update(self.network, step)
+        self.losses.append(float(loss.detach()))
+
+    def _watched_errors(self) -> dict[str, float]:
+        """Return root mean square errors on the watched configurations: meV/atom, meV/Å, meV/Å^3."""
+        errors: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+        for rows in np.array_split(self.watched_rows, max(1, len(self.watched_rows) // 64)):
+            out = {
+                key: value.detach().numpy()
+                for key, value in self._evaluate(rows, training=False).items()
+                if key in errors
+            }
+            errors["energy"].append(out["energy"] / self.dataset.sizes[rows] - self.energies[rows])
+            errors["forces"].append(out["forces"] - np.concatenate([self.dataset.forces[i] for i in rows]))
+            errors["stress"].append(out["stress"] - self.stresses[rows])
+        return {
+            key: 1000 * float(np.sqrt(np.mean(np.concatenate([e.ravel() for e in parts]) ** 2)))
+            for key, parts in errors.items()
+        }
+
+    def _save(self, step: int) -> None:
+        """Write the averaged weights in one move, so that a reader never sees half a file."""
+        minutes = (time.time() - self.start) / 60
+        training = {
+            "steps": step,
+            "planned_steps": self.arguments.steps,
+            "batch": self.arguments.batch,
+            "seed": self.arguments.seed,
+            "configurations": len(self.train_rows),
+            "bend_from": self.arguments.bend_from,
+            "minutes": round(minutes, 1),
+        }
+        output: Path = self.arguments.output
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self.average.swap(self.network)
+        partial = output.with_suffix(".partial")
+        partial.write_bytes(pack(network_tensors(self.network), {**self.config, "training": training}))
+        partial.replace(output)
+        errors = self._watched_errors()
+        self.average.swap(self.network)
+        print(
+            f"step {step} {minutes:.1f} min loss {np.mean(self.losses[-500:]):.5f} watched E {errors['energy']:.1f}"
+            f" meV/atom F {errors['forces']:.0f} meV/Å S {errors['stress']:.1f} meV/Å^3",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -169,113 +282,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("labels", type=Path, help="folder written by label.py")
     parser.add_argument("output", type=Path, help="model.safetensors to write")
-    parser.add_argument("--steps", type=int, default=36000)
+    parser.add_argument("--steps", type=int, default=24000)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument(
-        "--bend-from", type=float, default=0.65, help="fraction of the steps after which labels are bent"
-    )
-    parser.add_argument("--save-every", type=int, default=1500)
+    parser.add_argument("--bend-from", type=float, default=0.65, help="fraction of steps after which labels are bent")
+    parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    rng = np.random.default_rng(arguments.seed)
-
-    dataset = Dataset(arguments.labels)
-    graphs = dataset.graphs()
-    weights = dataset.stress_weights()
-    atomic_energies = dataset.atomic_energies()
-    index = {z: i for i, z in enumerate(dataset.atomic_numbers)}
-    reference = np.array([np.mean([atomic_energies[index[z]] for z in numbers]) for numbers in dataset.numbers])
-    forces_rms = float(np.sqrt(np.mean(np.concatenate(dataset.forces) ** 2)))
-    config: dict[str, Any] = {
-        "kind": KIND,
-        "name": "mace-alloy-small",
-        "atomic_numbers": dataset.atomic_numbers,
-        "atomic_energies": [round(float(energy), 6) for energy in atomic_energies],
-        "scale": round(max(forces_rms, 0.3), 6),
-        "shift": 0.0,
-        "avg_num_neighbors": round(float(np.mean([g.edges.shape[1] / len(g.species) for g in graphs])), 4),
-        **ARCHITECTURE,
-    }
-    network = build_network(config, "float32")
-    # a random 1 % of the groups (crystals, not chemical systems) only monitors; the held-out systems are in no file
-    names = np.unique(dataset.groups)
-    watched = np.isin(dataset.groups, rng.choice(names, max(1, len(names) // 100), replace=False))
-    train, valid = np.flatnonzero(~watched), np.flatnonzero(watched)
-    print(json.dumps({**config, "parameters": sum(p.numel() for p in network.parameters())}), flush=True)
-    print(f"{len(train)} configurations to train, {len(valid)} to watch; forces rms {forces_rms:.3f} eV/Å", flush=True)
-
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-6, amsgrad=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / 200) * (0.01 + 0.495 * (1 + np.cos(np.pi * step / arguments.steps))),
-    )
-    average = Average(network)
-    energies, stresses = dataset.energies, dataset.stresses
-    n_species = len(dataset.atomic_numbers)
-    start, queue, losses = time.time(), np.array([], dtype=int), []
-
-    def save(step: int) -> None:
-        average.swap(network)
-        errors: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
-        for rows in np.array_split(valid, max(1, len(valid) // 64)):
-            out = run_batch(network, [graphs[i] for i in rows], n_species, training=False)
-            errors["energy"].append(out["energy"].detach().numpy() / dataset.sizes[rows] - energies[rows])
-            errors["forces"].append(
-                (out["forces"].detach().numpy() - np.concatenate([dataset.forces[i] for i in rows]))
-            )
-            errors["stress"].append((out["stress"].detach().numpy() - stresses[rows]))
-        rmse = {
-            key: 1000 * float(np.sqrt(np.mean(np.concatenate([e.ravel() for e in v]) ** 2)))
-            for key, v in errors.items()
-        }
-        minutes = (time.time() - start) / 60
-        trained = {
-            "steps": step, "planned_steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed,
-            "configurations": len(train), "bend_from": arguments.bend_from, "minutes": round(minutes, 1),
-        }  # fmt: skip
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        blob = pack(network_tensors(network), {**config, "training": trained})
-        partial = arguments.output.with_suffix(".partial")
-        partial.write_bytes(blob)
-        partial.replace(arguments.output)
-        average.swap(network)
-        print(
-            f"step {step} {minutes:.1f} min loss {np.mean(losses[-500:]):.5f} watched E {rmse['energy']:.1f} meV/atom"
-            f" F {rmse['forces']:.0f} meV/Å S {rmse['stress']:.1f} meV/Å^3",
-            flush=True,
-        )
-
-    for step in range(1, arguments.steps + 1):
-        if step == int(arguments.bend_from * arguments.steps):
-            energies, stresses, count = dataset.bent()
-            print(f"step {step}: the labels of {count} alloys bent towards PBE", flush=True)
-        if len(queue) < arguments.batch:
-            queue = np.concatenate([queue, rng.permutation(train)])
-        rows, queue = queue[: arguments.batch], queue[arguments.batch :]
-        out = run_batch(network, [graphs[i] for i in rows], n_species, training=True)
-        sizes = torch.from_numpy(dataset.sizes[rows]).float()
-        # the reference energies are constants of the network: compare interaction energies, which float32 resolves
-        target = torch.from_numpy(energies[rows] - reference[rows]).float()
-        forces = torch.from_numpy(np.concatenate([dataset.forces[i] for i in rows])).float()
-        stress = torch.from_numpy(stresses[rows]).float()
-        factor = torch.from_numpy(weights[rows]).float()
-        loss = (
-            ENERGY_WEIGHT * huber(out["interaction_energy"] / sizes - target).mean()
-            + FORCE_WEIGHT * huber(out["forces"] - forces).mean()
-            + STRESS_WEIGHT * (factor[:, None, None] * huber(out["stress"] - stress)).mean()
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        if torch.isfinite(norm):
-            optimizer.step()
-        schedule.step()
-        average.update(network, step)
-        losses.append(float(loss.detach()))
-        if step % arguments.save_every == 0 or step == arguments.steps or step == 300:
-            save(step)
+    trainer = Trainer(Dataset(arguments.labels), arguments)
+    print(json.dumps({**trainer.config, "parameters": sum(p.numel() for p in trainer.network.parameters())}))
+    print(f"{len(trainer.train_rows)} configurations to train, {len(trainer.watched_rows)} to watch", flush=True)
+    trainer.run()
 
 
 if __name__ == "__main__":
