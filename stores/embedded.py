@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bson
-import mongomock_ng
 from mongomock_ng import aggregate, filtering, helpers
 from mongomock_ng.collection import Collection, Cursor
 from mongomock_ng.command_cursor import CommandCursor
 from mongomock_ng.database import Database
-from pymongo.errors import OperationFailure
+from mongomock_ng.mongo_client import MongoClient
+from pymongo.errors import ConfigurationError, OperationFailure
 
 from stores.sqlite_server import SQLiteServer
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pymongo.operations import IndexModel
 
 
-class EmbeddedClient(mongomock_ng.MongoClient):
+class EmbeddedClient(MongoClient):
     """A pymongo-like client on one SQLite file.
 
     Parameters
@@ -47,11 +47,13 @@ class EmbeddedClient(mongomock_ng.MongoClient):
         self.server = SQLiteServer(self.path, read_only=read_only)
         super().__init__(_store=self.server)
 
-    def get_database(self, name: str | None = None, **_options: Any) -> EmbeddedDatabase:
+    def get_database(  # type: ignore[override]
+        self, name: str | None = None, **_options: Any
+    ) -> EmbeddedDatabase:
         """Return the database ``name``; codec and concern options do not apply here."""
         self._check_closed()
         if name is None:
-            raise mongomock_ng.ConfigurationError("No default database name defined or provided.")
+            raise ConfigurationError("No default database name defined or provided.")
         if name not in self._database_accesses:
             self._database_accesses[name] = EmbeddedDatabase(self, name, _store=self.server[name])
         return self._database_accesses[name]
@@ -84,14 +86,16 @@ class EmbeddedClient(mongomock_ng.MongoClient):
 class EmbeddedDatabase(Database):
     """A database of the embedded store."""
 
-    def get_collection(self, name: str, **options: Any) -> EmbeddedCollection:
+    def get_collection(  # type: ignore[override]
+        self, name: str, **options: Any
+    ) -> EmbeddedCollection:
         """Return the collection ``name``."""
         if name not in self._collection_accesses:
             self._ensure_valid_collection_name(name)
             self._collection_accesses[name] = EmbeddedCollection(self, name=name, _db_store=self._store)
         return self._collection_accesses[name].with_options(codec_options=options.get("codec_options"))
 
-    def with_options(self, **_options: Any) -> EmbeddedDatabase:
+    def with_options(self, **_options: Any) -> EmbeddedDatabase:  # type: ignore[override]
         """Return this database; concerns and preferences do not apply here."""
         return self
 
@@ -102,7 +106,8 @@ class EmbeddedDatabase(Database):
 
     def rename_collection(self, name: str, new_name: str, dropTarget: bool = False) -> Any:
         """Give a collection another name."""
-        with self._store.server.writing():
+        server: SQLiteServer = self.client.server
+        with server.writing():
             return super().rename_collection(name, new_name, dropTarget=dropTarget)
 
 
@@ -122,7 +127,7 @@ class EmbeddedCollection(Collection):
             if not all(isinstance(key, str) for key in data):
                 raise ValueError("Document keys must be strings")
             if "_id" not in data:
-                data["_id"] = bson.ObjectId()  # like pymongo, in the caller's document
+                data["_id"] = bson.ObjectId()  # type: ignore[index]  # like pymongo, in the caller's document
             self._store.insert(data)
             return data["_id"]
 
@@ -150,7 +155,7 @@ class EmbeddedCollection(Collection):
 
     def create_index(self, keys: Any, cache_for: int = 300, session: Any = None, **options: Any) -> str:  # noqa: ARG002
         """Create a hash index over the fields and each of their leading parts; an existing equal one is kept."""
-        fields = helpers.create_index_list(keys)
+        fields: list[Any] = helpers.create_index_list(keys)
         config: dict[str, Any] = {"key": fields}
         for option in ("unique", "sparse", "expireAfterSeconds", "partialFilterExpression"):
             if options.get(option) not in (None, False):
@@ -194,7 +199,7 @@ class EmbeddedCollection(Collection):
             return document
         return None
 
-    def count_documents(self, filter: Mapping[str, Any], **kwargs: Any) -> int:
+    def count_documents(self, filter: Mapping[str, Any], **kwargs: Any) -> int:  # type: ignore[override]
         """Count the matching documents."""
         if not filter and not kwargs:
             return len(self._store)
@@ -219,7 +224,9 @@ class EmbeddedCollection(Collection):
                 return CommandCursor(documents)
             return aggregate.process_pipeline(documents, self.database, pipeline, session)
 
-    def with_options(self, codec_options: Any = None, **_options: Any) -> EmbeddedCollection:
+    def with_options(  # type: ignore[override]
+        self, codec_options: Any = None, **_options: Any
+    ) -> EmbeddedCollection:
         """Return this collection, with other codec options if they differ."""
         if codec_options is None or codec_options == self._codec_options:
             return self

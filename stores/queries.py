@@ -1,11 +1,137 @@
-"""The named queries, each beside the index that serves it."""
+"""The named queries, each beside the index that serves it; and the indexes of all collections."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pymatgen.core import Structure as PymatgenStructure
+
     from stores.connection import Connection
+
+Query = TypeVar("Query", bound=Callable[..., Any])
+
+INDEXES: dict[str, tuple[str, tuple[str, ...]]] = {}
+"""Query -> (collection, the fields that its index starts with)."""
+
+BATCH = 1000
+
+
+def served_by(collection: str, *fields: str) -> Callable[[Query], Query]:
+    """Say which index serves a query; a test checks that it exists and is used."""
+
+    def declare(query: Query) -> Query:
+        INDEXES[query.__name__] = (collection, fields)
+        return query
+
+    return declare
+
+
+# -- what a stage has to do -----------------------------------------------------------------------------------------
+
+
+@served_by("candidates", "campaign", "round")
+def candidates_of(campaign: str, round: int | None = None) -> list[dict[str, Any]]:
+    """Return a campaign's candidates in the order of round, seed and index."""
+    criteria = {"campaign": campaign} if round is None else {"campaign": campaign, "round": round}
+    found = _collection("candidates").find(criteria, {"_id": 0})
+    return sorted(found, key=lambda candidate: (candidate["round"], candidate["seed"], candidate["index"]))
+
+
+@served_by("predictions", "structure_id", "property", "protocol_id")
+def candidates_without_prediction(
+    campaign: str, property: str, protocol_id: str, *, round: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the candidates whose structure has no prediction of a property under a protocol, not even a failed one."""
+    return _lacking(candidates_of(campaign, round), "predictions", {"property": property, "protocol_id": protocol_id})
+
+
+@served_by("calculations", "structure_id", "kind", "protocol_id")
+def candidates_without_calculation(
+    campaign: str, kind: str, protocol_id: str, *, round: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the candidates whose structure has no calculation of a kind under a protocol, not even a failed one."""
+    return _lacking(candidates_of(campaign, round), "calculations", {"kind": kind, "protocol_id": protocol_id})
+
+
+@served_by("screening_queue", "campaign", "round", "stage")
+def queue(campaign: str, round: int, stage: str, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return what a stage has to do in a round, the highest priority first."""
+    found = _collection("screening_queue").find({"campaign": campaign, "round": round, "stage": stage}, {"_id": 0})
+    ranked = sorted(found, key=lambda item: (-(item.get("priority") or 0.0), item["candidate_id"]))
+    return ranked[:limit]
+
+
+# -- what is known --------------------------------------------------------------------------------------------------
+
+
+@served_by("calculations", "kind", "method", "state")
+def labels(property: str, *, kind: str, method: str) -> Iterator[dict[str, Any]]:
+    """Yield a property's values by one kind of calculation, completed ones only.
+
+    Each is ``{"structure_id", "value", "calculation_id", "method", "protocol_id"}``, the value in the property's unit.
+    """
+    criteria = {"kind": kind, "method": method, "state": "completed"}
+    fields = {"_id": 0, "structure_id": 1, "calculation_id": 1, "protocol_id": 1, f"results.{property}": 1}
+    for found in _collection("calculations").find(criteria, fields):
+        value = found.pop("results", {}).get(property)
+        if value is not None:
+            yield {**found, "value": value, "method": method}
+
+
+def reference_labels(property: str) -> Iterator[dict[str, Any]]:
+    """Yield the reference values of a property; see :func:`labels`."""
+    return labels(property, kind="reference", method="reference")
+
+
+@served_by("structures", "structure_id")
+def structures_by_id(ids: Iterable[str]) -> dict[str, PymatgenStructure]:
+    """Return id -> pymatgen structure for the ids that are there."""
+    from pymatgen.core import Structure
+
+    wanted = list(dict.fromkeys(ids))
+    return {
+        found["structure_id"]: Structure.from_dict(found["structure"])
+        for found in _fetch("structures", "structure_id", wanted, {"structure_id": 1, "structure": 1})
+    }
+
+
+@served_by("structures", "fingerprint")
+def alike(fingerprints: Iterable[str]) -> dict[str, list[str]]:
+    """Return fingerprint -> ids of the structures in its bucket, in which likeness is worth testing."""
+    buckets: dict[str, list[str]] = {}
+    wanted = list(dict.fromkeys(fingerprints))
+    for found in _fetch("structures", "fingerprint", wanted, {"structure_id": 1, "fingerprint": 1}):
+        buckets.setdefault(found["fingerprint"], []).append(found["structure_id"])
+    return {fingerprint: sorted(ids) for fingerprint, ids in buckets.items()}
+
+
+@served_by("models", "campaign", "kind", "round")
+def latest_model(campaign: str, kind: str, *, round: int | None = None) -> dict[str, Any] | None:
+    """Return the newest model of a kind in a campaign (up to a round), or ``None``."""
+    found = _collection("models").find({"campaign": campaign, "kind": kind})
+    known = [model for model in found if round is None or model.get("round", 0) <= round]
+    order = lambda model: (model.get("round", 0), str(model["provenance"].get("created_at")))  # noqa: E731
+    return max(known, key=order, default=None)
+
+
+# -- where a campaign stands ----------------------------------------------------------------------------------------
+
+
+@served_by("candidate_summaries", "campaign", "round")
+def funnel(campaign: str, round: int | None = None) -> dict[tuple[int, str, str], int]:
+    """Return (round, last stage entered, status) -> number of candidates."""
+    criteria = {"campaign": campaign} if round is None else {"campaign": campaign, "round": round}
+    group = {"_id": {"round": "$round", "stage": "$stage", "status": "$status"}, "n": {"$sum": 1}}
+    rows = _collection("candidate_summaries").aggregate([{"$match": criteria}, {"$group": group}])
+    keys = ("round", "stage", "status")
+    return {(row["_id"].get(keys[0]), row["_id"].get(keys[1]), row["_id"].get(keys[2])): row["n"] for row in rows}
+
+
+# -- indexes --------------------------------------------------------------------------------------------------------
 
 
 def ensure_indexes(connection: Connection | None = None) -> dict[str, list[str]]:
@@ -35,9 +161,9 @@ def indexes() -> dict[str, list[dict[str, Any]]]:
     """Return collection -> its indexes, ``{"fields": [(name, 1), ...], "unique": bool}`` each, from the documents."""
     from stores.documents import AUTHORITATIVE, DERIVED
 
+    documents: tuple[Any, ...] = (*AUTHORITATIVE, *DERIVED)
     return {
-        document._meta["collection"]: [_index(spec) for spec in document._meta["indexes"]]
-        for document in (*AUTHORITATIVE, *DERIVED)
+        document._meta["collection"]: [_index(spec) for spec in document._meta["indexes"]] for document in documents
     }
 
 
@@ -48,3 +174,29 @@ def _index(spec: Any) -> dict[str, Any]:
         spec, unique = spec["fields"], bool(spec.get("unique"))
     fields = [spec] if isinstance(spec, str) else list(spec)
     return {"fields": [(field, 1) for field in fields], "unique": unique}
+
+
+# -- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _collection(name: str) -> Any:
+    from stores.connection import current
+
+    return current().db[name]
+
+
+def _fetch(collection: str, field: str, values: list[str], fields: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield the documents whose field is one of the values, some of their fields, in batches."""
+    for start in range(0, len(values), BATCH):
+        criteria = {field: {"$in": values[start : start + BATCH]}}
+        yield from _collection(collection).find(criteria, {"_id": 0, **fields})
+
+
+def _lacking(candidates: list[dict[str, Any]], collection: str, criteria: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the candidates whose structure has no document in a collection that meets the criteria."""
+    ids = list(dict.fromkeys(candidate["structure_id"] for candidate in candidates))
+    done: set[str] = set()
+    for start in range(0, len(ids), BATCH):
+        query = {"structure_id": {"$in": ids[start : start + BATCH]}, **criteria}
+        done |= {found["structure_id"] for found in _collection(collection).find(query, {"structure_id": 1, "_id": 0})}
+    return [candidate for candidate in candidates if candidate["structure_id"] not in done]

@@ -94,7 +94,7 @@ def _spacegroup(structure: PymatgenStructure) -> tuple[int, str]:
     """Return (number, international symbol) at ``SYMPREC``; P1 where the search finds nothing."""
     import spglib
 
-    cell = (structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
     try:
         dataset = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
     except spglib.SpglibError:  # atoms that overlap

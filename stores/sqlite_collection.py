@@ -6,7 +6,6 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import bson
-import mongomock_ng
 from mongomock_ng import filtering, helpers
 from mongomock_ng.store import CollectionStore
 from pymongo.errors import DuplicateKeyError, OperationFailure
@@ -437,7 +436,7 @@ class SQLiteCollection(CollectionStore):
         if self.server.read_only or len(index["key"]) > 1:
             return
         field = index["key"][0][0]
-        now = mongomock_ng.utcnow()
+        now = helpers.utcnow()
         expired = [
             document["_id"]
             for document, _ in self._all()

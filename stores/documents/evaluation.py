@@ -33,5 +33,9 @@ class Evaluation(Record):
 
     meta: ClassVar[dict[str, Any]] = {
         "collection": "evaluations",
-        "indexes": [{"fields": ["evaluation_id"], "unique": True}, ("campaign", "round", "target")],
+        "indexes": [
+            {"fields": ["evaluation_id"], "unique": True},
+            ("campaign", "round", "target"),
+            "provenance.inputs",
+        ],
     }
