@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inv_design.screening.quality import distrusted
 from inv_design.screening.target import target_reasons
 from inv_design.screening.verdict import Reason, Verdict
 
@@ -61,18 +62,7 @@ def failure_reason(calculation: Mapping[str, Any]) -> Reason:
 
 def flag_reasons(flags: Iterable[str]) -> list[Reason]:
     """Return a reason for each quality flag that makes a result unusable."""
-    return [
-        Reason("quality", flag, None, f"quality flag {flag!r}") for flag in flags if is_disqualifying(flag)
-    ]  # fmt: skip
-
-
-def is_disqualifying(flag: str) -> bool:
-    """Return whether a result that carries ``flag`` must not be used, neither to pass a stage nor as a label."""
-    return flag.split(":", maxsplit=1)[0].strip() in DISQUALIFYING_FLAGS
-
-
-DISQUALIFYING_FLAGS: frozenset[str] = frozenset()
-"""Filled from what the mechanics layer raises; see :mod:`inv_design.mechanics`."""
+    return [Reason("quality", flag, None, f"quality flag {flag!r}") for flag in distrusted(flags)]
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, float]:

@@ -128,6 +128,24 @@ def test_mlip_all_reasons_and_born_switch():
     assert rules(stage2(elastic(), targets={**TARGETS, "shear_modulus_vrh": 100.0})) == ["target"]
 
 
+def test_quality_flags():
+    def flagged(*flags):
+        return {**elastic(), "flags": list(flags)}
+
+    assert rules(stage2(flagged("symmetry_residual", "eos_residual"))) == ["quality", "quality"]
+    assert stage2(flagged("unconverged_ions")).status == "passed"
+
+
+def test_every_distrusted_flag_is_one_that_the_mechanics_raise():
+    import inspect
+
+    from inv_design.mechanics import flags, stages
+    from inv_design.screening.quality import DISTRUSTED
+
+    raised = inspect.getsource(flags) + inspect.getsource(stages)
+    assert [flag for flag in DISTRUSTED if not flag.startswith("non_finite:") and f'"{flag}"' not in raised] == []
+
+
 def test_dft_hit_and_miss():
     label = {"state": "completed", "results": {"bulk_modulus_vrh": 330.0}, "flags": []}
 

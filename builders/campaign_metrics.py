@@ -1,0 +1,158 @@
+"""CampaignMetricsBuilder: one document per campaign and round, the numbers of its funnel, hits, errors and elements."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+from builders.base import CampaignBuilder, one_line
+from builders.training_members import training_set_ids
+from inv_design.metrics.campaign import element_enrichment, element_shares, funnel, hit_rate, target_errors
+from stores.protocol import content_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Document = dict[str, Any]
+
+FIELDS = [
+    "candidate_id", "input_hash", "round", "structure_id", "stage", "status", "stages", "reasons", "elements", "hit",
+    "duplicate_of",
+]  # fmt: skip
+
+
+class CampaignMetricsBuilder(CampaignBuilder):
+    """Derives ``campaign_metrics`` from the candidate summaries, training sets, models and evaluations."""
+
+    version = "1"
+
+    @classmethod
+    def source_keys(cls) -> dict[str, str]:
+        """Return the collections that are read -> their key."""
+        return {
+            "campaigns": "name", "candidate_summaries": "candidate_id", "training_sets": "training_set_id",
+            "structures": "structure_id", "models": "model_id", "evaluations": "evaluation_id",
+        }  # fmt: skip
+
+    @classmethod
+    def target_key(cls) -> tuple[str, str]:
+        """Return (collection that is written, its key)."""
+        return "campaign_metrics", "campaign"
+
+    def get_items(self) -> Iterator[Document]:
+        """Yield what the metrics of each round are made of, for those that are not up to date."""
+        for name, config in self.campaigns():
+            rounds: dict[int, list[Document]] = defaultdict(list)
+            for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=FIELDS):
+                rounds[summary["round"]].append(summary)
+            models = self._grouped("models", name, ["round", "model_id", "kind", "name", "metrics", "training_set_id"])
+            evaluations = self._grouped(
+                "evaluations", name, ["round", "target", "judge", "n", "median", "mean_relative_error", "evaluation_id"]
+            )
+            sets = training_set_ids(self.read["training_sets"], self.read["models"], name)
+            done = {
+                m["round"]: m.get("input_hash")
+                for m in self.target.query({"campaign": name}, properties=["round", "input_hash"])
+            }
+            for number in sorted(set(rounds) | set(models) | set(sets)):
+                item: Document = {
+                    "campaign": name,
+                    "round": number,
+                    "target": config.target,
+                    "budget": config.stages.dft.budget_per_round,
+                    "summaries": sorted(rounds.get(number, []), key=lambda s: s["candidate_id"]),
+                    "models": sorted(models.get(number, []), key=lambda m: m["model_id"]),
+                    "evaluations": sorted(evaluations.get(number, []), key=lambda e: e["target"]),
+                    "training_set_id": (sets.get(number) or [None])[-1],
+                }
+                item["input_hash"] = input_hash(item, self.version)
+                if done.get(number) != item["input_hash"]:
+                    yield {**item, "training_set": self._training_set(item["training_set_id"])}
+
+    def process_item(self, item: Document) -> Document:
+        """Return the metrics of one round; what cannot be computed is a failed document with its error."""
+        place = {"campaign": item["campaign"], "round": item["round"]}
+        try:
+            metrics = {**round_metrics(item), "state": "successful", "input_hash": item["input_hash"]}
+        except Exception as error:  # the other rounds are still built
+            metrics = {"state": "failed", "error": one_line(error), "input_hash": None}
+        inputs = [item["training_set_id"], *(m["model_id"] for m in item["models"])]
+        return {**place, **metrics, **self.stamp(inputs)}
+
+    def write(self, items: list[Document]) -> int:
+        """Write the metrics, one document per campaign and round."""
+        if items:
+            self.target.update(items, key=["campaign", "round"])
+        return len(items)
+
+    def _grouped(self, collection: str, name: str, fields: list[str]) -> dict[int, list[Document]]:
+        grouped: dict[int, list[Document]] = defaultdict(list)
+        for document in self.read[collection].query({"campaign": name}, properties=fields):
+            if document.get("round") is not None:
+                grouped[document["round"]].append({k: v for k, v in document.items() if k != "_id"})
+        return grouped
+
+    def _training_set(self, identity: str | None) -> Document | None:
+        """Return a training set's size, labels by method, splits, and the elements of its crystals."""
+        document = next(self.fetch("training_sets", "training_set_id", [identity] if identity else []), None)
+        if document is None:
+            return None
+        members = document.get("members", [])
+        return {
+            "training_set_id": identity,
+            "size": document["size"],
+            "labels_by_method": document.get("labels_by_method", {}),
+            "splits": dict(Counter(m["split"] for m in members)),
+            "excluded": len(document.get("excluded", [])),
+            "elements": [m["chemsys"].split("-") for m in members],
+        }
+
+
+def input_hash(item: Mapping[str, Any], version: str) -> str:
+    """Return the hash of everything that the metrics of a round are made of."""
+    summaries = [[s["candidate_id"], s.get("input_hash")] for s in item["summaries"]]
+    models = [m["model_id"] for m in item["models"]]
+    evaluations = [e["evaluation_id"] for e in item["evaluations"]]
+    settings = [version, item["target"], item["budget"], item["training_set_id"]]
+    return content_id("h", [settings, summaries, models, evaluations])
+
+
+def round_metrics(item: Mapping[str, Any]) -> Document:
+    """Return the metrics of one round from its summaries, models, evaluations and training set (plain records).
+
+    Shares and errors are relative, moduli in GPa. ``element_enrichment`` compares the candidates that passed the last
+    stage with results against the training set.
+    """
+    summaries, training_set = item["summaries"], item["training_set"]
+    known = [s["elements"] for s in summaries if s.get("elements")]
+    background = (training_set or {}).get("elements", [])
+    stage, chosen = _last_passed(summaries)
+    return {
+        "target": item["target"],
+        "generated": len(summaries),
+        "distinct_structures": len({s["structure_id"] for s in summaries}),
+        "duplicates": sum(s.get("duplicate_of") is not None for s in summaries),
+        "funnel": funnel(summaries, budget=item["budget"]),
+        "hit_rate": hit_rate(summaries),
+        "target_error": target_errors(summaries, item["target"]),
+        "element_shares": element_shares(known) if known else {},
+        "element_enrichment": element_enrichment(chosen, background) if chosen else {},
+        "enriched_stage": stage,
+        "training_set_id": item["training_set_id"],
+        "training_set": {k: v for k, v in (training_set or {}).items() if k != "elements"} or None,
+        "models": [{k: m.get(k) for k in ("model_id", "kind", "name", "metrics")} for m in item["models"]],
+        "evaluations": [
+            {k: e.get(k) for k in ("target", "judge", "n", "median", "mean_relative_error")}
+            for e in item["evaluations"]
+            if e["target"] > 0
+        ],
+    }
+
+
+def _last_passed(summaries: list[Document]) -> tuple[str | None, list[list[str]]]:
+    """Return the last stage that candidates passed, and their elements."""
+    for stage in ("dft", "mlip", "predictor"):
+        chosen = [s["elements"] for s in summaries if (s.get("stages") or {}).get(stage, {}).get("status") == "passed"]
+        if chosen:
+            return stage, chosen
+    return None, []
