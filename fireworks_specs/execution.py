@@ -191,6 +191,7 @@ def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = 
     from fireworks import FWorker
     from fireworks.core.rocket_launcher import launch_rocket
 
+    from builders.run import build_campaign
     from fireworks_specs.steps import next_step
 
     last = config.rounds if rounds is None else rounds
@@ -200,10 +201,11 @@ def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = 
     worker = FWorker(name=worker_name(), query={"spec.campaign": config.name})
     count = failed = 0
     stuck: str | None = None
-    with _no_files(), _interruptible() as interrupt:
+    with _quietly(), _interruptible() as interrupt:
         while True:
             if _ready(launchpad, config.name):
-                launch_rocket(launchpad, worker, strm_lvl="CRITICAL")
+                # a failed firework's trace is in its launch document; here it would tear the progress bars
+                launch_rocket(launchpad, worker, strm_lvl="CRITICAL", err_file=io.StringIO())
                 count += 1
                 if interrupt.is_set:
                     recover(launchpad, config.name, everything=connection.kind == "embedded")
@@ -221,6 +223,7 @@ def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = 
                 raise CampaignFailed(_failure_message(launchpad, config.name, step.name, step.round))
             stuck = step.key
             advance(launchpad, config.name, config, rounds=last, force=True)
+    build_campaign(config.name)  # what a process that was killed may have left unbuilt; nothing if all is current
     return RunSummary(count, failed, recovered, finished=True)
 
 
@@ -336,16 +339,20 @@ def _interruptible() -> Iterator[_Interrupt]:
 
 
 @contextlib.contextmanager
-def _no_files() -> Iterator[None]:
-    """Keep FireWorks from leaving an FW.json where `run` was called."""
+def _quietly() -> Iterator[None]:
+    """Keep FireWorks from leaving an FW.json where `run` was called, and from logging every rocket."""
+    import logging
+
     from fireworks.core import rocket
 
-    previous = rocket.PRINT_FW_JSON
-    rocket.PRINT_FW_JSON = False
+    previous = rocket.PRINT_FW_JSON, rocket.ROCKET_STREAM_LOGLEVEL
+    rocket.PRINT_FW_JSON, rocket.ROCKET_STREAM_LOGLEVEL = False, "CRITICAL"
+    for name in ("launchpad", "rocket.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        rocket.PRINT_FW_JSON = previous
+        rocket.PRINT_FW_JSON, rocket.ROCKET_STREAM_LOGLEVEL = previous
 
 
 def _report_ingest(done: int, total: int, _: str = "") -> None:

@@ -117,7 +117,6 @@ def candidates_without_prediction(campaign: str, number: int) -> list[str]:
 def queued(campaign: str, number: int, stage: str) -> list[str]:
     """Return the structure ids that a stage has to compute, best first, after building the queue."""
     from builders.run import build_campaign
-
     from stores.documents.screening_queue import ScreeningQueueItem
 
     build_campaign(campaign)

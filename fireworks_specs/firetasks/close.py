@@ -23,7 +23,6 @@ class CloseTask(CampaignTask):
     def work(self) -> None:
         """Evaluate every target that lacks an evaluation, then build."""
         from builders.run import build_campaign
-
         from fireworks_specs.steps import model_of_round
         from stores.documents.evaluation import Evaluation
         from stores.records import insert_documents
@@ -35,11 +34,11 @@ class CloseTask(CampaignTask):
         known = set(Evaluation.objects(campaign=name, round=number).scalar("target"))
         samples = {t: self._sample(model.model_id, t) for t in targets if t not in known}
         judged = self._judge([(t, s) for t, found in samples.items() for s in found])
-        build_campaign(name)
         documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in samples]
         if not targets and 0.0 not in known:
             documents.append(self._evaluation(model.model_id, 0.0, [], 0))
         insert_documents("evaluations", documents)
+        build_campaign(name)
 
     def _sample(self, model_id: str, target: float) -> list[Any]:
         config = self.config
