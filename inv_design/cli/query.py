@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,8 +155,6 @@ def write(documents: list[dict[str, Any]], form: str, output: Path | None) -> No
 
 
 def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO) -> None:
-    import json
-
     if form == "json":
         stream.write(json.dumps(render.plain(documents), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
     elif form == "csv":
@@ -196,15 +195,16 @@ def modulus(value: float | None) -> str:
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a document as one level of dotted columns; lists are joined by spaces."""
+    """Return a document as one level of dotted columns; lists are joined by spaces, or JSON."""
     row: dict[str, Any] = {}
     for name, value in document.items():
         if name == "provenance":
             continue
         if isinstance(value, dict):
             row.update(flat(value, f"{prefix}{name}."))
-        elif isinstance(value, list) and all(not isinstance(item, dict | list) for item in value):
-            row[f"{prefix}{name}"] = " ".join(str(item) for item in value)
+        elif isinstance(value, list):
+            simple = all(not isinstance(item, dict | list) for item in value)
+            row[f"{prefix}{name}"] = " ".join(map(str, value)) if simple else json.dumps(render.plain(value))
         else:
             row[f"{prefix}{name}"] = render.plain(value)
     return row

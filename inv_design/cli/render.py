@@ -49,17 +49,37 @@ def table(
     rows: Sequence[Sequence[Any]], columns: Sequence[str], *, title: str | None = None, right: Sequence[str] = ()
 ) -> None:
     """Print rows under column names; the columns named in ``right`` are aligned to the right."""
+    texts = [[cell if hasattr(cell, "plain") else number(cell) for cell in row] for row in rows]
+    out = console()
+    if not out.is_terminal:
+        _plain_table(texts, columns, title, right)
+        return
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    out = console()
-    grid = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, title=title, title_justify="left", pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for name in columns:
-        grid.add_column(name, justify="right" if name in right else "left", no_wrap=not out.is_terminal)
-    for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else Text(number(cell)) for cell in row))
-    out.print(grid, soft_wrap=False)
+        grid.add_column(name, justify="right" if name in right else "left")
+    for row in texts:
+        grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    out.print(grid)
+
+
+def _plain_table(
+    rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str | None, right: Sequence[str]
+) -> None:
+    """Print aligned columns two spaces apart, nothing cut off, nothing after the last word of a line."""
+    lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    if title:
+        print(title)
+    for line in lines:
+        cells = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(line, widths, columns, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -132,7 +152,7 @@ class Bar:
 
     def finish(self) -> None:
         """Write the last line where there is no terminal."""
-        if self._progress is None and self.done != self._said_done:
+        if self._progress is None and self.done not in (self._said_done, 0):
             self._line("")
 
     def _line(self, text: str) -> None:

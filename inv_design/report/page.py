@@ -253,11 +253,12 @@ def _number(numbers: Iterable[StageNumber], stage: str, target: float) -> str:
     texts = []
     for item in mine:
         assert item.value is not None
+        if item.property == "shear_modulus_vrh":
+            texts.append(f'<span class="method">G = {item.value:.0f} GPa</span>')
+            continue
         std = f" ± {item.std:.0f}" if item.std is not None and math.isfinite(item.std) else ""
-        off = f"{100 * (item.value - target) / target:+.0f} %"
-        name = {"shear_modulus_vrh": "G "}.get(item.property, "")
-        tail = f" · {off}" if not name else ""
-        texts.append(f'{name}<b>{item.value:.0f}</b>{std}<span class="method">{escape(item.method)}{tail}</span>')
+        off = round(100 * (item.value - target) / target)
+        texts.append(f'<b>{item.value:.0f}</b>{std}<span class="method">{escape(item.method)} · {off:+d} %</span>')
     return "".join(texts) or "-"
 
 

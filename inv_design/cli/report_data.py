@@ -1,0 +1,410 @@
+"""From a campaign's records to ReportData: the one place where the report meets the database."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from inv_design.report.data import (
+    BestCandidate,
+    Distribution,
+    Evaluation,
+    LatentMap,
+    Parity,
+    ReportData,
+    RoundData,
+    StageCount,
+    StageNumber,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from inv_design.config import CampaignConfig
+    from stores.connection import Connection
+
+    Record = dict[str, Any]
+
+PROPERTY = "bulk_modulus_vrh"
+BEST = 10
+MAX_LATENT = 1500
+MAX_PARITY = 400
+SUMMARY = (
+    "candidate_id", "structure_id", "round", "formula", "elements", "spacegroup", "stage", "status", "stages", "flags",
+    "target_error", "born_stable", "bulk_modulus_vrh",
+)  # fmt: skip
+
+
+def collect(connection: Connection, name: str, *, progress: Callable[[str], None] = lambda _: None) -> ReportData:
+    """Return what the report shows of a campaign.
+
+    Parameters
+    ----------
+    progress
+        Told what is being read.
+
+    Raises
+    ------
+    LookupError
+        If the campaign is not in the database.
+    """
+    from inv_design.config import CampaignConfig
+
+    database = connection.db
+    campaign = database["campaigns"].find_one({"name": name})
+    if campaign is None:
+        raise LookupError(f"the database holds no campaign {name!r}; `inv-design run` starts one")
+    config = CampaignConfig.model_validate(campaign["config"])
+    progress("candidates")
+    metrics = list(database["campaign_metrics"].find({"campaign": name}).sort("round", 1))
+    summaries = list(database["candidate_summaries"].find({"campaign": name}, dict.fromkeys(SUMMARY, 1)))
+    models = list(database["models"].find({"campaign": name}))
+    progress("training sets")
+    members = training_members(models)
+    methods = judge_names(config)
+    progress("parity")
+    parities = [*held_out_parity(models, members), *label_parities(summaries, methods)]
+    progress("latent space")
+    latent = latent_space(models, members)
+    progress("best candidates")
+    return ReportData(
+        campaign=name,
+        target=config.target,
+        tolerance=config.stages.dft.tolerance,
+        rounds=[round_data(item, methods) for item in metrics if item.get("funnel")],
+        created_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        label_method=methods["dft"],
+        training_values={number: [label_value(m) for m in found] for number, found in members.items() if found},
+        distributions=distributions(summaries, methods),
+        evaluations=evaluations(database["evaluations"].find({"campaign": name, "target": {"$gt": 0}})),
+        parities=parities,
+        latent=latent,
+        element_sets=element_sets(summaries),
+        best=best_candidates(database, summaries, methods),
+        provenance=provenance(connection, campaign, config, models),
+    )
+
+
+def judge_names(config: CampaignConfig) -> dict[str, str]:
+    """Return stage -> the name of what judges there; a surrogate is called one."""
+    stage = config.stages
+    label = {
+        "surrogate": f"surrogate ({stage.dft.calculator} E(V))",
+        "gpaw": "DFT (GPAW, PBE)",
+        "vasp": "DFT (VASP, PBE)",
+    }[stage.dft.backend]
+    return {"predictor": stage.predictor.model, "mlip": stage.mlip.calculator, "dft": label}
+
+
+def round_data(item: Record, methods: dict[str, str]) -> RoundData:
+    """Return one round's counts from its metrics."""
+    funnel = item["funnel"]
+    stages = [
+        StageCount(
+            stage,
+            entered=counts["in"],
+            passed=counts["passed"],
+            rejected=counts["rejected"],
+            failed=counts["failed"],
+            waiting=counts["waiting"],
+            method=methods[stage],
+            reasons={
+                rule: n for rule, n in counts["reasons"].items() if rule not in ("calculation", "prediction", "summary")
+            },
+        )
+        for stage in methods
+        if (counts := funnel.get(stage)) is not None
+    ]
+    generator = next((m["name"] for m in item.get("models") or [] if m["kind"] == "generator"), "")
+    size = (item.get("training_set") or {}).get("size")
+    return RoundData(
+        item["round"], item.get("generated", 0), stages, generator, item.get("training_set_id") or "", size
+    )
+
+
+def training_members(models: Iterable[Record]) -> dict[int, list[Record]]:
+    """Return round -> members with a bulk modulus of the training set that the round's generator learned from."""
+    from stores.documents import TrainingSet
+
+    loaded: dict[str, list[Record]] = {}
+    found: dict[int, list[Record]] = {}
+    for model in sorted(models, key=lambda m: m["model_id"]):
+        identity = model.get("training_set_id")
+        if model["kind"] != "generator" or identity is None or model.get("round") is None:
+            continue
+        if identity not in loaded:
+            document = TrainingSet.objects(training_set_id=identity).first()
+            loaded[identity] = [] if document is None else document.load_members()
+        found[model["round"]] = [m for m in loaded[identity] if PROPERTY in m.get("labels", {})]
+    return dict(sorted(found.items()))
+
+
+def label_value(member: Record) -> float:
+    """Return a training-set member's bulk modulus in GPa."""
+    return float(member["labels"][PROPERTY]["value"])
+
+
+def distributions(summaries: Iterable[Record], methods: dict[str, str]) -> list[Distribution]:
+    """Return the bulk moduli in GPa by stage and round."""
+    titles = {
+        "predictor": f"predictor ({methods['predictor']})",
+        "mlip": f"MLIP ({methods['mlip']})",
+        "dft": f"label: {methods['dft']}",
+    }
+    grouped: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for summary in summaries:
+        for stage in titles:
+            value = stage_value(summary, stage)
+            if value is not None:
+                grouped[stage, summary["round"]].append(value)
+    return [
+        Distribution(number, stage, titles[stage], sorted(values))
+        for (stage, number), values in sorted(grouped.items())
+    ]
+
+
+def stage_value(summary: Record, stage: str) -> float | None:
+    """Return the bulk modulus in GPa that a stage gave a candidate, ``None`` if none."""
+    value = ((summary.get("stages") or {}).get(stage) or {}).get("value")
+    return None if value is None else float(value)
+
+
+def evaluations(documents: Iterable[Record]) -> list[Evaluation]:
+    """Return the generators' evaluations that judged at least one crystal."""
+    return [
+        Evaluation(d["round"], d["target"], d["judge"], d["n"], d["mean_relative_error"], d.get("median"))
+        for d in documents
+        if d["n"] and d.get("mean_relative_error") is not None
+    ]
+
+
+def held_out_parity(models: Sequence[Record], members: dict[int, list[Record]]) -> list[Parity]:
+    """Return the last predictor's values for the chemical systems that it never trained on, against their labels."""
+    from inv_design.predictors.folds import held_out
+    from inv_design.predictors.registry import load_predictor
+
+    predictors = [m for m in models if m["kind"] == "predictor" and m.get("round") in members]
+    if not predictors:
+        return []
+    last = max(predictors, key=lambda m: (m["round"], m["model_id"]))
+    try:
+        predictor = load_predictor(model_blob(last))
+    except (ValueError, KeyError):  # its plugin is not installed here, or its weights were not imported
+        return []
+    fraction = getattr(predictor, "held_out_fraction", None)
+    if fraction is None:
+        fraction = (getattr(predictor, "settings", None) or {}).get("holdout", 0.0)
+    known = members[last["round"]]
+    mask = held_out([m["chemsys"] for m in known], float(fraction))
+    # one method only: labels of different origin in one picture would mislead
+    chosen = [m for m, out in zip(known, mask, strict=True) if out and m["labels"][PROPERTY]["method"] == "reference"]
+    chosen = chosen[:MAX_PARITY]
+    crystals = load_crystals([m["structure_id"] for m in chosen])
+    chosen = [m for m in chosen if m["structure_id"] in crystals]
+    if len(chosen) < 2:
+        return []
+    prediction = predictor.predict([crystals[m["structure_id"]] for m in chosen])
+    return [
+        Parity(
+            title=f"Predictor, held-out systems (round {last['round']})",
+            predicted=prediction.values.tolist(),
+            reference=[label_value(m) for m in chosen],
+            predicted_by=str(last["name"]),
+            reference_by="reference label",
+            std=prediction.std.tolist(),
+        )
+    ]
+
+
+def label_parities(summaries: Iterable[Record], methods: dict[str, str]) -> list[Parity]:
+    """Return predictor and MLIP against the labels of candidates; each value was made before its label existed."""
+    labelled = [s for s in summaries if stage_value(s, "dft") is not None]
+    found = []
+    for stage, title in (("predictor", "Predictor against labels"), ("mlip", "MLIP against labels")):
+        used = [s for s in labelled if stage_value(s, stage) is not None]
+        if len(used) < 2:
+            continue
+        std = [(s["stages"][stage] or {}).get("std") for s in used]
+        found.append(
+            Parity(
+                title=title,
+                predicted=[stage_value(s, stage) or 0.0 for s in used],
+                reference=[stage_value(s, "dft") or 0.0 for s in used],
+                predicted_by=methods[stage],
+                reference_by=methods["dft"],
+                std=[float(x) for x in std if x is not None] if all(x is not None for x in std) else None,
+            )
+        )
+    return found
+
+
+def latent_space(models: Sequence[Record], members: dict[int, list[Record]]) -> LatentMap | None:
+    """Return the last generator's latent vectors of its training set; ``None`` if it has no latent space."""
+    from inv_design.generators.registry import load_generator
+
+    generators = [m for m in models if m["kind"] == "generator" and m.get("round") in members]
+    if not generators:
+        return None
+    last = max(generators, key=lambda m: (m["round"], m["model_id"]))
+    try:
+        generator = load_generator(model_blob(last))
+    except (ValueError, KeyError):  # its plugin is not installed here, or its weights were not imported
+        return None
+    encode = getattr(generator, "encode", None)
+    if encode is None:
+        return None
+    added: dict[str, int] = {}
+    for number in sorted(members):
+        for member in members[number]:
+            added.setdefault(member["structure_id"], number)
+    first = min(members)
+    chosen = members[last["round"]]
+    new = [m for m in chosen if added[m["structure_id"]] > first]
+    old = [m for m in chosen if added[m["structure_id"]] == first]
+    step = max(1, -(-len(old) // MAX_LATENT))
+    chosen = [*old[::step], *new]
+    crystals = load_crystals([m["structure_id"] for m in chosen])
+    chosen = [m for m in chosen if m["structure_id"] in crystals]
+    if not chosen:
+        return None
+    vectors = encode([crystals[m["structure_id"]] for m in chosen])
+    rounds = [added[m["structure_id"]] - first for m in chosen]
+    return LatentMap(vectors, [label_value(m) for m in chosen], rounds, f"{last['name']}, round {last['round']}")
+
+
+def model_blob(model: Record) -> bytes:
+    """Return a model's weights."""
+    from stores.artifacts import get
+
+    return get(model["sha256"])
+
+
+def element_sets(summaries: Iterable[Record]) -> dict[int, list[list[str]]]:
+    """Return round -> the elements of each candidate that passed stage I."""
+    found: dict[int, list[list[str]]] = defaultdict(list)
+    for summary in summaries:
+        stage = (summary.get("stages") or {}).get("predictor") or {}
+        if stage.get("status") == "passed" and summary.get("elements"):
+            found[summary["round"]].append(list(summary["elements"]))
+    return dict(sorted(found.items()))
+
+
+def best_candidates(database: Any, summaries: Iterable[Record], methods: dict[str, str]) -> list[BestCandidate]:
+    """Return the candidates nearest to the target: hits first, then those that no stage has rejected."""
+    rank = {("dft", "passed"): 0, ("dft", "waiting"): 1, ("mlip", "waiting"): 2}
+    open_ones = [
+        s for s in summaries if (s.get("stage"), s.get("status")) in rank and s.get("target_error") is not None
+    ]
+    ordered = sorted(open_ones, key=lambda s: (rank[s["stage"], s["status"]], s["target_error"], s["candidate_id"]))
+    distinct: dict[str, Record] = {}
+    for summary in ordered:
+        distinct.setdefault(summary["structure_id"], summary)
+    chosen = list(distinct.values())[:BEST]
+    crystals = load_crystals([shown_structure(s) for s in chosen])
+    groups = {
+        d["structure_id"]: d["spacegroup"]
+        for d in database["structures"].find(
+            {"structure_id": {"$in": list(crystals)}}, {"structure_id": 1, "spacegroup": 1}
+        )
+    }
+    found = []
+    for summary in chosen:
+        identity = shown_structure(summary)
+        group = groups.get(identity) or summary.get("spacegroup") or {}
+        found.append(
+            BestCandidate(
+                id=summary["candidate_id"],
+                formula=summary["formula"],
+                structure=crystals.get(identity),
+                numbers=stage_numbers(summary, methods),
+                round=summary["round"],
+                spacegroup=f"{group['symbol']} ({group['number']})" if group else "",
+                born_stable=summary.get("born_stable"),
+                flags=list(summary.get("flags") or []),
+            )
+        )
+    return found
+
+
+def shown_structure(summary: Record) -> str:
+    """Return the id of the crystal to show: relaxed by the last stage that did, else as generated."""
+    for stage in ("dft", "mlip"):
+        identity = ((summary.get("stages") or {}).get(stage) or {}).get("output_structure_id")
+        if identity:
+            return str(identity)
+    return str(summary["structure_id"])
+
+
+def stage_numbers(summary: Record, methods: dict[str, str]) -> list[StageNumber]:
+    """Return the bulk modulus of each stage, and the shear modulus of stage II, in GPa."""
+    numbers = []
+    for stage, method in methods.items():
+        record = (summary.get("stages") or {}).get(stage) or {}
+        if record.get("value") is not None:
+            numbers.append(StageNumber(stage, method, float(record["value"]), record.get("std")))
+        if stage == "mlip" and record.get("shear_modulus_vrh") is not None:
+            numbers.append(StageNumber(stage, method, float(record["shear_modulus_vrh"]), None, "shear_modulus_vrh"))
+    return numbers
+
+
+def load_crystals(ids: Sequence[str]) -> dict[str, Any]:
+    """Return structure id -> pymatgen Structure for the ids that the database has."""
+    from inv_design.structures.files import structure_from_dict
+    from stores.documents import Structure
+
+    collection = Structure._get_collection()
+    found = {}
+    for start in range(0, len(ids), 500):
+        batch = {"structure_id": {"$in": list(ids[start : start + 500])}}
+        for document in collection.find(batch, {"structure_id": 1, "structure": 1}):
+            found[document["structure_id"]] = structure_from_dict(document["structure"])
+    return found
+
+
+def provenance(
+    connection: Connection, campaign: Record, config: CampaignConfig, models: Iterable[Record]
+) -> dict[str, list[tuple[str, str]]]:
+    """Return the lines of the report's footer by heading."""
+    made = campaign.get("provenance") or {}
+    stages = config.stages
+    settings = [
+        ("campaign", config.name),
+        ("target", f"{config.target:g} GPa"),
+        ("data", f"{config.data.source}, elements {', '.join(config.data.elements)}"),
+        ("generator", f"{config.generator.name}, {config.generator.samples_per_round} samples per round"),
+        ("stage I", f"{stages.predictor.model}, within {100 * stages.predictor.tolerance:g} %"),
+        ("stage II", f"{stages.mlip.calculator}, within {100 * stages.mlip.tolerance:g} %"),
+        ("stage III", f"{judge_names(config)['dft']}, {stages.dft.budget_per_round} labels per round"),
+        ("excluded", ", ".join(config.chemistry.exclude) or "nothing"),
+        ("seed", str(config.seed)),
+    ]
+    records = [
+        ("database", connection.uri_redacted),
+        ("started", f"{made.get('created_at', '')} by {made.get('created_by', '')}"),
+        ("command", str(made.get("command", ""))),
+    ]
+    trained = sorted(models, key=lambda m: (m.get("round") or 0, m["kind"]))
+    sets: dict[str, str] = {}
+    for model in trained:
+        if model.get("training_set_id"):
+            sets.setdefault(model["training_set_id"], f"round {model.get('round')}")
+    return {
+        "Settings": settings,
+        "Records": records,
+        "Software": [(name, str(version)) for name, version in (made.get("versions") or {}).items()],
+        "Models": [
+            (
+                f"round {m.get('round')} {m['kind']}",
+                f"{m['name']} {m['model_id']}, seed {m.get('seed', '-')}{_error(m)}",
+            )
+            for m in trained
+        ],
+        "Training sets": [(number, identity) for identity, number in sets.items()],
+    }
+
+
+def _error(model: Record) -> str:
+    """Return a predictor's held-out error, where its training measured one."""
+    error = (model.get("metrics") or {}).get("mae_log10")
+    return f", held-out MAE {error:.3f} log10(GPa)" if isinstance(error, float) else ""

@@ -1,0 +1,161 @@
+"""`status`: the funnel of a campaign, its models and its launchpad."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inv_design.cli import render
+from inv_design.cli.options import Settings, campaign_options, json_option
+
+if TYPE_CHECKING:
+    from stores.connection import Connection
+
+STAGES = ("predictor", "mlip", "dft")
+COUNTS = ("in", "passed", "rejected", "failed", "waiting")
+FAILED_SHOWN = 5
+
+
+@click.command()
+@json_option
+@campaign_options
+@click.pass_obj
+def status(settings: Settings) -> None:
+    """Show the funnel: how many candidates passed, failed or wait, and why.
+
+    Per round and stage, with the models and training sets of each round, and the states of the launchpad.
+    """
+    from inv_design.cli.database import campaign_name, open_database
+
+    connection = open_database(settings, read_only=True)
+    record = collect(connection, campaign_name(settings))
+    if settings.as_json:
+        render.json_document(record)
+    else:
+        show(record, verbose=settings.verbose)
+
+
+def collect(connection: Connection, name: str) -> dict[str, Any]:
+    """Return what there is to say about a campaign; plain records, counts of candidates, moduli in GPa."""
+    database = connection.db
+    campaign = database["campaigns"].find_one({"name": name}) or {}
+    hidden = {"_id": 0, "input_hash": 0, "builder_version": 0, "provenance": 0, "campaign": 0}
+    rounds = list(database["campaign_metrics"].find({"campaign": name}, hidden).sort("round", 1))
+    evaluated = sorted({e["round"] for e in database["evaluations"].find({"campaign": name}, {"round": 1})})
+    for item in rounds:
+        item["closed"] = item["round"] in evaluated
+    return {
+        "campaign": name,
+        "targets": campaign.get("targets", {}),
+        "unit": "GPa",
+        "database": connection.uri_redacted,
+        "rounds_planned": (campaign.get("config") or {}).get("rounds"),
+        "rounds": rounds,
+        "launchpad": launchpad_record(connection, name),
+    }
+
+
+def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
+    """Return the campaign's fireworks by state, and those that failed with their error."""
+    database = connection.db
+    states: dict[str, int] = {}
+    mine = {"spec.campaign": name}
+    for state in ("READY", "WAITING", "RESERVED", "RUNNING", "COMPLETED", "FIZZLED", "ARCHIVED", "DEFUSED", "PAUSED"):
+        if count := database["fireworks"].count_documents({**mine, "state": state}):
+            states[state] = count
+    failed = []
+    fizzled = database["fireworks"].find({**mine, "state": "FIZZLED"}, {"fw_id": 1, "name": 1, "launches": 1})
+    for firework in fizzled.sort("fw_id", -1):
+        launch = database["launches"].find_one(
+            {"launch_id": {"$in": firework.get("launches") or []}, "state": "FIZZLED"}
+        )
+        stored = ((launch or {}).get("action") or {}).get("stored_data") or {}
+        trace = str((stored.get("_exception") or {}).get("_stacktrace") or "").strip()
+        failed.append(
+            {
+                "fw_id": firework["fw_id"],
+                "name": firework.get("name"),
+                "error": trace.splitlines()[-1] if trace else None,
+            }
+        )
+    return {"fireworks": states, "failed": failed}
+
+
+def show(record: dict[str, Any], *, verbose: int) -> None:
+    """Print the record of a campaign."""
+    from rich.text import Text
+
+    out = render.console()
+    targets = ", ".join(f"{name} {value:g} {record['unit']}" for name, value in record["targets"].items())
+    planned = record["rounds_planned"]
+    out.print(Text.assemble((record["campaign"], "bold"), f"  {targets}  {record['database']}"))
+    if not record["rounds"]:
+        out.print("no round yet; `inv-design run` starts the first")
+    for item in record["rounds"]:
+        last = f" of {planned}" if planned else ""
+        state = "closed" if item["closed"] else "open"
+        out.print()
+        out.print(Text.assemble((f"round {item['round']}{last}", "bold"), f"  {state}  {headline(item)}"))
+        if item.get("error"):
+            out.print(Text(f"  the metrics of this round failed: {item['error']}", "red"))
+            continue
+        render.table(funnel_rows(item), ("stage", *COUNTS, "why not"), right=COUNTS)
+        for line in notes(item, verbose=verbose):
+            out.print(Text(f"  {line}"))
+    show_launchpad(record["launchpad"])
+
+
+def headline(item: dict[str, Any]) -> str:
+    """Return what a round made and learned from, on one line."""
+    parts = [f"{item.get('generated', 0)} candidates"]
+    if item.get("duplicates"):
+        parts.append(f"{item['duplicates']} duplicates")
+    training_set = item.get("training_set") or {}
+    if training_set:
+        labels = ", ".join(f"{n} {method}" for method, n in (training_set.get("labels_by_method") or {}).items())
+        parts.append(f"training set of {training_set['size']} ({labels})")
+    return ", ".join(parts)
+
+
+def funnel_rows(item: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Return a row per stage: the counts and the first rule broken with its count."""
+    rows = []
+    for stage in STAGES:
+        counts = (item.get("funnel") or {}).get(stage) or {}
+        why = ", ".join(f"{rule} {n}" for rule, n in (counts.get("reasons") or {}).items())
+        if counts.get("over_budget"):
+            why = f"{why}{', ' if why else ''}{counts['over_budget']} waiting beyond the budget"
+        rows.append((stage, *(counts.get(name, 0) for name in COUNTS), why or "-"))
+    return rows
+
+
+def notes(item: dict[str, Any], *, verbose: int) -> list[str]:
+    """Return lines on hits, models and, with ``verbose``, on judges and evaluations."""
+    lines = []
+    hits = item.get("hit_rate") or {}
+    if hits.get("labelled"):
+        lines.append(f"hits: {hits['hits']} of {hits['labelled']} labelled ({100 * hits['per_label']:.0f} %)")
+    lines += [f"{model['kind']}: {model['name']} {model['model_id']}" for model in item.get("models") or []]
+    if verbose:
+        for judge, error in (item.get("target_error") or {}).items():
+            if error.get("n"):
+                off = 100 * error["mean_relative_error"]
+                lines.append(f"{judge}: mean {error['mean']:.0f} GPa, {off:.0f} % off the target (n = {error['n']})")
+        for e in item.get("evaluations") or []:
+            if e.get("mean_relative_error") is not None:
+                off = 100 * e["mean_relative_error"]
+                judged = f"{e['judge']}, n = {e['n']}"
+                lines.append(f"generator at {e['target']:g} GPa: median {e['median']:.0f}, {off:.0f} % off ({judged})")
+    return lines
+
+
+def show_launchpad(launchpad: dict[str, Any]) -> None:
+    """Print the states of the fireworks and the failed ones."""
+    states = ", ".join(f"{n} {state}" for state, n in launchpad["fireworks"].items())
+    click.echo(f"\nlaunchpad: {states or 'empty'}")
+    for item in launchpad["failed"][:FAILED_SHOWN]:
+        click.echo(f"  failed: firework {item['fw_id']} {item['name']}: {item['error'] or 'no error recorded'}")
+    more = len(launchpad["failed"]) - FAILED_SHOWN
+    if more > 0:
+        click.echo(f"  and {more} more; `inv-design lpad get_fws -s FIZZLED` lists them")
