@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +9,7 @@ from click.testing import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from click.testing import Result
 
@@ -34,13 +34,13 @@ CRYSTALS: list[list[tuple[str, str, float, float, float | None, bool, float | No
 ]
 
 
-def write_campaign(folder: Path) -> dict[str, Any]:
+def write_campaign(folder: Path) -> dict[str, Any]:  # noqa: PLR0915 - one record after the other
     """Write campaign.yaml and the embedded database of the campaign into a folder; return the ids of its records."""
     import numpy as np
     import yaml
     from pymatgen.core import Lattice, Structure
 
-    from builders.candidates import CandidateBuilder
+    from builders.run import build_campaign
     from inv_design.config import CampaignConfig
     from inv_design.datasets.mp_binaries import load_alloys
     from inv_design.weights import pack
@@ -91,7 +91,13 @@ def write_campaign(folder: Path) -> dict[str, Any]:
             for kind, model in (("predictor", "extra_trees"), ("generator", "substitution")):
                 blob = pack({"x": np.full(3, number)}, {"kind": model, "round": number})
                 document = records.insert_model(
-                    blob, kind=kind, name=model, provenance=made, training_set_id=training_set, campaign=NAME, round=number
+                    blob,
+                    kind=kind,
+                    name=model,
+                    provenance=made,
+                    training_set_id=training_set,
+                    campaign=NAME,
+                    round=number,
                 )
                 ids["models"][kind, number] = document.model_id
             for index, (a, b, length, predicted, modulus, stable, label_value) in enumerate(crystals):
@@ -130,7 +136,12 @@ def write_campaign(folder: Path) -> dict[str, Any]:
                     ids.setdefault("labels", {})[f"{a}{b}"] = calculation
                     label = {"value": label_value, "unit": "GPa", "calculation_id": calculation, "method": "surrogate"}
                     members.append(
-                        {"structure_id": identity, "labels": {"bulk_modulus_vrh": label}, "chemsys": "y", "split": "train"}
+                        {
+                            "structure_id": identity,
+                            "labels": {"bulk_modulus_vrh": label},
+                            "chemsys": "y",
+                            "split": "train",
+                        }
                     )
             for target in (200.0, 350.0):
                 Evaluation(
@@ -139,12 +150,7 @@ def write_campaign(folder: Path) -> dict[str, Any]:
                     unit="GPa", n=3, values=[target * f for f in (0.8, 0.9, 1.0)], median=0.9 * target,
                     mean_relative_error=0.1 / (number + 1), provenance=made,
                 ).save(force_insert=True)  # fmt: skip
-        try:
-            from builders.run import build_campaign
-        except ImportError:
-            CandidateBuilder(NAME).build()
-        else:
-            build_campaign(NAME)
+        build_campaign(NAME)
     return ids
 
 
@@ -156,9 +162,7 @@ def written_campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
 
 @pytest.fixture
-def inv_design(
-    written_campaign: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
+def inv_design(written_campaign: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Give a function that runs `inv-design` in the campaign's folder."""
     from inv_design.cli import main
 
