@@ -80,6 +80,8 @@ class ConCDVAESettings:
         Calls of the prior per latent vector.
     temperature
         Factor on the noise that the coordinate sampler puts back.
+    species_temperature
+        Divides the logits of the species; below 1 the likeliest species of a latent vector prevail.
     volume_correction
         Share of the volume (in logarithms) that comes from the property model's volume instead of the lattice head.
     caution
@@ -114,6 +116,7 @@ class ConCDVAESettings:
     decoder_calls: int = 50
     prior_calls: int = 50
     temperature: float = 1.0
+    species_temperature: float = 1.0
     volume_correction: float = 0.8
     caution: float = 0.5
     max_sites: int = 20
@@ -256,7 +259,7 @@ class ConCDVAE(SavedAsBytes):
         networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
         generator = torch.Generator().manual_seed(seed)
         joint, alone, prior = steps
-        best = _Best([networks.encoder, networks.heads, networks.predictor])
+        best = _Best([networks.encoder, networks.heads, networks.predictor, networks.anchor])
 
         def stop_early(step: int) -> None:
             ticker(step, "encoder and heads")
@@ -267,7 +270,7 @@ class ConCDVAE(SavedAsBytes):
         metrics = {
             "joint_loss": train_steps(
                 lambda batch: joint_loss(networks, batch, weights, settings.condition_dropout, generator),
-                [networks.encoder, networks.heads, networks.predictor, networks.decoder],
+                [networks.encoder, networks.heads, networks.predictor, networks.anchor],
                 parts, steps=joint, batch=settings.batch, rate=rate, decay=0.01, generator=generator, after=stop_early,
             )
         }  # fmt: skip
@@ -479,7 +482,8 @@ class ConCDVAE(SavedAsBytes):
             position = torch.full((count,), index)
             logits = guided(lambda c, p=position: heads.atom_logits(c, numbers, p, natoms.clamp_min(p[0] + 1)))
             logits = logits.masked_fill(self._forbidden(numbers, index, natoms, allowed), -torch.inf)
-            numbers[:, index] = torch.where(index < natoms, _draw(logits, generator), 0)
+            drawn = _draw(logits / self.settings.species_temperature, generator)
+            numbers[:, index] = torch.where(index < natoms, drawn, 0)
         numbers = _ordered(numbers)
         lengths, angles = self.scaling.unscale(heads.lattice_values(zc, numbers), numbers)
         return self._judge(numbers, lengths, angles, zc)
@@ -551,10 +555,10 @@ class ConCDVAE(SavedAsBytes):
     def _denoise(self, numbers: Tensor, part: _Drafts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return coordinates (b, n, 3) and a mask (b,) of the crystals that the soft spheres had to push apart."""
         cells = self.scaling.cells(numbers, part.lengths, part.angles)
-        decoder = self.networks.decoder
+        decoder, anchor = self.networks.decoder, self.networks.anchor(cells, part.zc)
 
         def score(x: Tensor, level: Tensor) -> Tensor:
-            normalised, _ = decoder(x, cells, part.zc, level)
+            normalised, _ = decoder(x, cells, part.zc, level, anchor)
             return normalised * score_norm(sigma_of(level))[:, None, None]
 
         start = torch.rand((*numbers.shape, 3), generator=generator)
@@ -592,7 +596,7 @@ class ConCDVAE(SavedAsBytes):
             "lattice_mean": self.scaling.lattice_mean.numpy(),
             "lattice_std": self.scaling.lattice_std.numpy(),
             "volumes": self.scaling.volumes.numpy(),
-            "features": self.networks.encoder.network.species.features.numpy(),
+            "features": self.networks.encoder.network.sites.species.features.numpy(),
             "values": self.values,
         }
         tensors |= {f"net.{name}": p.detach().numpy().astype(np.float16) for name, p in self.networks.named_parameters()}

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-SIGMA_MIN = 0.005
+SIGMA_MIN = 0.01
 SIGMA_MAX = 0.5
 WINDINGS = torch.arange(-6, 7, dtype=torch.float32)
 
 
 def sigma_of(level: Tensor) -> Tensor:
-    """Return the noise width, geometric from 0.005 at level 0 to 0.5 at level 1 (Jiao et al. 2023, DiffCSP)."""
+    """Return the noise width, geometric from 0.01 at level 0 to 0.5 at level 1 (Jiao et al. 2023, DiffCSP)."""
     return SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** level
 
 

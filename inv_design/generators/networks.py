@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inv_design.generators.crystals import ELEMENTS
+from inv_design.generators.diffusion import score_norm, sigma_of, wrapped_score
 
 IMAGES = torch.tensor([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=torch.float32)
 DISTANCE_CENTRES = torch.linspace(0.2, 2.4, 16)
@@ -24,10 +25,12 @@ class Shapes:
     condition: int = 64
     encoder_width: int = 64
     encoder_layers: int = 2
-    decoder_width: int = 96
+    anchor_width: int = 128
+    anchor_layers: int = 3
+    decoder_width: int = 64
     decoder_layers: int = 3
-    head_width: int = 192
-    prior_width: int = 192
+    head_width: int = 160
+    prior_width: int = 160
     element_features: int = 10
 
 
@@ -160,33 +163,45 @@ def edge_features(coords: Tensor, cells: Cells, count: int = 3) -> Tensor:
 
 EDGE_SIZE = 6 * 3 + len(DISTANCE_CENTRES)
 ABSOLUTE_WAVES = 4
+SITE_SIZE = 32 + 32 + 16 + 16 + 1
 
 
-class CrystalNetwork(nn.Module):
-    """States of the sites of a crystal from species, absolute coordinates, slot, lattice and a context vector."""
+class Sites(nn.Module):
+    """What is known of a site before its coordinates: species, slot, distance to both ends of the list and of its run."""
 
-    def __init__(self, shapes: Shapes, features: Tensor, width: int, layers: int, context: int) -> None:
+    def __init__(self, shapes: Shapes, features: Tensor) -> None:
         super().__init__()
         self.species = ElementEmbedding(features, 32)
         self.slot = nn.Embedding(shapes.max_sites, 32)
         self.from_end = nn.Embedding(shapes.max_sites + 1, 16)
-        size = 32 + 32 + 16 + 1 + 6 * ABSOLUTE_WAVES + LATTICE_SIZE + context
-        self.enter = mlp([size, width, width])
+        self.leading = nn.Embedding(shapes.max_sites + 1, 16)
+
+    def forward(self, cells: Cells) -> Tensor:
+        """Return (b, n, 97)."""
+        b, n = cells.numbers.shape
+        slots = torch.arange(n).expand(b, n)
+        first = (cells.numbers == cells.numbers[:, :1]) & cells.mask
+        leading = first.sum(1, keepdim=True).expand(b, n)
+        remaining = (cells.mask.sum(1, keepdim=True) - slots).clamp_min(0)
+        x = [self.species(cells.numbers), self.slot(slots), self.from_end(remaining), self.leading(leading)]
+        return torch.cat([*x, first.to(x[0].dtype)[..., None]], -1)
+
+
+class CrystalNetwork(nn.Module):
+    """States of the sites of a crystal from sites, absolute coordinates, lattice, and a context per site."""
+
+    def __init__(self, shapes: Shapes, features: Tensor, width: int, layers: int, context: int) -> None:
+        super().__init__()
+        self.sites = Sites(shapes, features)
+        self.enter = mlp([SITE_SIZE + 6 * ABSOLUTE_WAVES + LATTICE_SIZE + context, 2 * width, width])
         self.layers = nn.ModuleList(PeriodicLayer(width, EDGE_SIZE) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, coords: Tensor, cells: Cells, context: Tensor) -> Tensor:
-        """Return site states (b, n, width) for coordinates (b, n, 3) and contexts (b, context)."""
-        b, n = cells.numbers.shape
-        slots = torch.arange(n).expand(b, n)
-        remaining = cells.mask.sum(1, keepdim=True) - slots
-        first = (cells.numbers == cells.numbers[:, :1]).to(coords.dtype)[..., None]
-        whole = torch.cat([cells.lattice, context], -1)[:, None, :].expand(b, n, -1)
-        x = [
-            self.species(cells.numbers), self.slot(slots), self.from_end(remaining.clamp_min(0)), first,
-            waves(coords, ABSOLUTE_WAVES), whole,
-        ]  # fmt: skip
-        h = self.enter(torch.cat(x, -1))
+        """Return site states (b, n, width) for coordinates (b, n, 3) and contexts (b, n, context)."""
+        n = cells.numbers.shape[1]
+        lattice = cells.lattice[:, None, :].expand(-1, n, -1)
+        h = self.enter(torch.cat([self.sites(cells), waves(coords, ABSOLUTE_WAVES), lattice, context], -1))
         edges = edge_features(coords, cells)
         pairs = (cells.mask[:, :, None] & cells.mask[:, None, :]).to(coords.dtype)[..., None]
         for layer in self.layers:
@@ -205,7 +220,7 @@ class Encoder(nn.Module):
 
     def forward(self, coords: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, both (b, latent)."""
-        h = self.network(coords, cells, coords.new_zeros(len(coords), 0))
+        h = self.network(coords, cells, coords.new_zeros(*coords.shape[:2], 0))
         mask = cells.mask[..., None].to(h.dtype)
         pooled = torch.tanh((h * mask).sum(1) / mask.sum(1))
         return self.mean(pooled), self.log_variance(pooled).clamp(-10.0, 4.0)
@@ -263,6 +278,35 @@ class Heads(nn.Module):
         return self.lattice(torch.cat([zc, mean, self.species(first), self.sites(natoms), self.sites(leading)], -1))
 
 
+class Anchor(nn.Module):
+    """A first guess of every coordinate from the latent vector, the composition and the lattice alone.
+
+    In a canonical cell, origin and site order most coordinates follow from these; what remains open shows as a short
+    vector. Works on sites that see the mean of all, without pairs, so that it costs little.
+    """
+
+    def __init__(self, shapes: Shapes, features: Tensor) -> None:
+        super().__init__()
+        width = shapes.anchor_width
+        self.sites = Sites(shapes, features)
+        self.enter = nn.Linear(SITE_SIZE + LATTICE_SIZE + shapes.latent, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(shapes.anchor_layers))
+        self.blocks = nn.ModuleList(mlp([2 * width, width, width]) for _ in range(shapes.anchor_layers))
+        self.leave = nn.Linear(width, 6)
+
+    def forward(self, cells: Cells, zc: Tensor) -> Tensor:
+        """Return (b, n, 3, 2): cos and sin of 2 pi x, shorter than 1 where the coordinate is uncertain."""
+        b, n = cells.numbers.shape
+        whole = torch.cat([cells.lattice, zc], -1)[:, None, :].expand(b, n, -1)
+        h = self.enter(torch.cat([self.sites(cells), whole], -1))
+        mask = cells.mask[..., None].to(h.dtype)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = norm(h)
+            pooled = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+            h = h + block(torch.cat([x, pooled.expand_as(x)], -1))
+        return self.leave(h).view(b, n, 3, 2)
+
+
 class Decoder(nn.Module):
     """Denoises fractional coordinates and species of a crystal of given lattice and composition."""
 
@@ -270,14 +314,33 @@ class Decoder(nn.Module):
         super().__init__()
         width = shapes.decoder_width
         self.join = mlp([shapes.latent, 64, 32])
-        self.network = CrystalNetwork(shapes, features, width, shapes.decoder_layers, 32 + 32)
-        self.score = mlp([width, width, 3])
+        self.network = CrystalNetwork(shapes, features, width, shapes.decoder_layers, 32 + 32 + 6 + 6 + 3)
+        self.score = mlp([width, width, 6])
         self.types = mlp([width, width, ELEMENTS + 1])
 
-    def forward(self, coords: Tensor, cells: Cells, z: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalised scores (b, n, 3) and species logits (b, n, 95); levels (b,) are in [0, 1]."""
-        h = self.network(coords, cells, torch.cat([self.join(z), level_waves(level)], -1))
-        return self.score(h), self.types(h)
+    def forward(self, coords: Tensor, cells: Cells, z: Tensor, level: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalised scores (b, n, 3) and species logits (b, n, 95).
+
+        Parameters
+        ----------
+        level
+            Noise levels (b,) in [0, 1].
+        anchor
+            First guess of the coordinates (b, n, 3, 2) from :class:`Anchor`; the score towards it is gated and added.
+        """
+        n = coords.shape[1]
+        delta = coords - anchor_coordinates(anchor)
+        sigma = sigma_of(level)[:, None, None]
+        toward = (wrapped_score(delta, sigma.expand_as(delta)) / score_norm(sigma)).clamp(-4.0, 4.0)
+        whole = torch.cat([self.join(z), level_waves(level)], -1)[:, None, :].expand(-1, n, -1)
+        h = self.network(coords, cells, torch.cat([whole, anchor.flatten(-2), waves(delta, 1), toward], -1))
+        free, gate = self.score(h).chunk(2, -1)
+        return free + torch.sigmoid(gate) * toward, self.types(h)
+
+
+def anchor_coordinates(anchor: Tensor) -> Tensor:
+    """Return fractional coordinates (..., 3) in [0, 1) of first guesses (..., 3, 2)."""
+    return (torch.atan2(anchor[..., 1], anchor[..., 0]) / (2 * math.pi)) % 1.0
 
 
 class Prior(nn.Module):
@@ -311,5 +374,6 @@ class Networks(nn.Module):
         self.encoder = Encoder(shapes, features)
         self.heads = Heads(shapes, features)
         self.predictor = mlp([shapes.latent, 128, 128, 1], dropout=0.1)
+        self.anchor = Anchor(shapes, features)
         self.decoder = Decoder(shapes, features)
         self.prior = Prior(shapes)

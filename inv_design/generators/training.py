@@ -269,7 +269,9 @@ def decoder_loss(
         metric=cells.metric,
         radii=cells.radii,
     )
-    score, types = networks.decoder((part.coords + noise) % 1.0, noisy, zc, level)
+    with torch.no_grad():
+        anchor = networks.anchor(noisy, zc)
+    score, types = networks.decoder((part.coords + noise) % 1.0, noisy, zc, level, anchor)
     natoms = cells.mask.sum(1)
     per_site = (score - target).square().mean(-1) * cells.mask
     type_loss = nn.functional.cross_entropy(types.transpose(1, 2), cells.numbers, reduction="none") * cells.mask
@@ -332,16 +334,18 @@ def train_steps(
     return float(np.mean(losses[-max(1, steps // 10) :])) if losses else float("nan")
 
 
+def anchor_loss(networks: Networks, part: Part, zc: Tensor) -> Tensor:
+    """Return the squared error per crystal (b,) of the first guess of the coordinates on the unit circle."""
+    angle = 2 * np.pi * part.coords
+    target = torch.stack([angle.cos(), angle.sin()], -1)
+    error = (networks.anchor(part.cells, zc) - target).square().sum(-1).mean(-1) * part.cells.mask
+    return error.sum(1) / part.cells.mask.sum(1)
+
+
 def joint_loss(
-    networks: Networks,
-    batch: list[Part],
-    weights: LossWeights,
-    condition_dropout: float,
-    generator: torch.Generator,
-    *,
-    with_decoder: bool = True,
+    networks: Networks, batch: list[Part], weights: LossWeights, condition_dropout: float, generator: torch.Generator
 ) -> Tensor:
-    """Return the mean loss of the first step per crystal: heads, predictor, decoder and KL."""
+    """Return the mean loss of the first step per crystal: heads, predictor, first guess of coordinates and KL."""
     total, count = torch.zeros(()), 0
     for part in batch:
         mean, log_variance = networks.encoder(part.coords, part.cells)
@@ -349,9 +353,7 @@ def joint_loss(
         zc = networks.heads.latent(z, part.values, keep_condition(len(z), condition_dropout, generator))
         kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
         loss, _ = heads_loss(networks, part, zc, z, weights)
-        loss = loss + weights.kl * kl
-        if with_decoder:
-            loss = loss + decoder_loss(networks, part, zc, weights, generator)
+        loss = loss + weights.kl * kl + weights.coords * anchor_loss(networks, part, zc)
         total, count = total + loss.sum(), count + len(z)
     return total / count
 
@@ -366,6 +368,8 @@ def validate_heads(networks: Networks, parts: list[Part], weights: LossWeights) 
         mean, _ = networks.encoder(part.coords, part.cells)
         zc = networks.heads.latent(mean, part.values, torch.ones(len(mean), dtype=torch.bool))
         loss, shares = heads_loss(networks, part, zc, mean, weights)
+        guess = anchor_loss(networks, part, zc)
+        loss, shares = loss + guess, shares | {"anchor_loss": float(guess.sum())}
         total, count = total + float(loss.sum()), count + len(mean)
         for name, value in shares.items():
             sums[name] = sums.get(name, 0.0) + value
