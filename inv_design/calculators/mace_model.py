@@ -228,11 +228,12 @@ class MaceEvaluator:
             raise ValueError(f"the calculator does not know the element {symbol}; it knows {known}") from None
 
     def evaluate(
-        self, configurations: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]], max_pairs: int = 20000
+        self, configurations: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]], max_pairs: int = 3000
     ) -> list[tuple[float, np.ndarray, np.ndarray]]:
         """Return (energy eV, forces (n, 3) eV/Å, stress (3, 3) eV/Å^3) of (numbers, positions Å, cell Å) triples.
 
-        Passes hold at most ``max_pairs`` neighbour pairs, which bounds the memory and keeps one core's caches warm.
+        Passes hold about ``max_pairs`` neighbour pairs at most: enough for the overhead of a pass to vanish, few enough
+        for a core's caches (larger passes are slower on a CPU; give more to a GPU).
         """
         graphs = [
             build_graph(self.species(numbers), np.asarray(positions, float), np.asarray(cell, float), self.r_max)

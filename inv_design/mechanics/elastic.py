@@ -116,7 +116,6 @@ def _elastic_tensor(structure: Structure, calculator: Calculator, strain: float,
     tensor, linear_residual = _slopes(magnitudes, np.array([e.stress for e in evaluations]).reshape(shape))
     softest = float("nan")
     if relax_ions:
-        # the rows of a strain's forces that are symmetric in its sign are no first-order response
         response, _ = _slopes(magnitudes, np.array([e.forces.ravel() for e in evaluations]).reshape(shape))
         if len(reference) > 1 and strain * np.abs(response).max() > FORCE_TOLERANCE:
             softening, softest = _ion_softening(reference, calculator, response)
@@ -161,7 +160,7 @@ def _ion_softening(atoms: Atoms, calculator: Calculator, response: np.ndarray) -
     """
     n = len(atoms)
     displaced = []
-    for coordinate in range(3 * n):
+    for coordinate in range(3 * (n - 1)):
         for sign in (-1, 1):
             moved = atoms.copy()
             moved.positions[coordinate // 3, coordinate % 3] += sign * DISPLACEMENT
@@ -171,7 +170,9 @@ def _ion_softening(atoms: Atoms, calculator: Calculator, response: np.ndarray) -
         if evaluation.error is not None:
             raise ValueError(f"displacing an ion: {evaluation.error}")
     forces = np.array([evaluation.forces.ravel() for evaluation in evaluations])
-    constants = -(forces[1::2] - forces[::2]) / (2 * DISPLACEMENT)
+    rows = -(forces[1::2] - forces[::2]) / (2 * DISPLACEMENT)
+    # moving all atoms together makes no force: the last atom's rows follow from the others'
+    constants = np.concatenate([rows, -rows.reshape(n - 1, 3, 3 * n).sum(axis=0)])
     # a basis without the three translations, in which the force constants have an inverse
     translations = np.tile(np.eye(3), (n, 1)) / np.sqrt(n)
     basis = np.linalg.svd(translations)[0][:, 3:]
