@@ -65,8 +65,13 @@ def connect(
         raise ValueError(
             f"{redact(database)!r} is no database; use 'embedded', 'embedded:PATH' or 'mongodb://HOST/NAME'"
         )
+    existing = _connections.get(alias)
+    if existing is not None and existing.given == (database, password, read_only):
+        return existing
     _close_alias(alias)
-    return _register(_open_mongodb(database, password, read_only=read_only), alias)
+    connection = _open_mongodb(database, password, read_only=read_only)
+    connection.given = (database, password, read_only)
+    return _register(connection, alias)
 
 
 def current() -> Connection:
@@ -135,6 +140,7 @@ class Connection:
         self.uri_redacted = uri_redacted
         self.read_only = read_only
         self.alias = "default"
+        self.given: tuple[str, str | None, bool] | None = None  # what a server connection was asked for with
         self._uri = uri
         self._owns_client = owns_client
 

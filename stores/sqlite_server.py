@@ -47,14 +47,19 @@ class SQLiteServer(ServerStore):
                 raise ConnectionError(
                     f"there is no embedded database at {self.path}; run `inv-design init` or check the path"
                 )
-            connection = sqlite3.connect(
-                f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-            )
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        mode = "ro" if self.read_only else "rwc"
+        try:
             connection = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False, cached_statements=1024
+                f"{self.path.as_uri()}?mode={mode}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=1024,
             )
+        except sqlite3.OperationalError as error:
+            raise ConnectionError(f"{self.path} cannot be opened ({error}); check the path and its rights") from error
         try:
             connection.execute("PRAGMA busy_timeout=10000")
             self._check_or_create(connection)

@@ -171,6 +171,20 @@ def test_a_second_process_reads_a_snapshot_while_the_first_writes(embedded_conne
     assert "read-only" in rest.splitlines()[2]
 
 
+def test_a_snapshot_of_a_file_that_nobody_writes(embedded_connection, tmp_path):
+    embedded_connection.db["steps"].insert_one({"key": "a"})
+    embedded_connection.close()
+    with connect("embedded", root=tmp_path, read_only=True) as snapshot:
+        assert snapshot.db["steps"].find_one({"key": "a"})
+        assert snapshot.db["steps"].index_information()["key_1"]["unique"]
+    with connect("embedded", root=tmp_path) as writer:
+        writer.db["steps"].insert_one({"key": "b"})
+
+
+def test_connecting_to_the_same_server_twice_is_one_connection(wire_connection):
+    assert connect(wire_connection.given[0]) is wire_connection
+
+
 def test_reading_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConnectionError, match="no embedded database at"):
         connect("embedded", root=tmp_path, read_only=True)

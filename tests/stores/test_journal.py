@@ -1,0 +1,125 @@
+"""What the database would not take is kept and delivered later, once."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pymongo.errors import AutoReconnect
+
+from stores import journal
+from stores.documents import Calculation, Model, Prediction
+from stores.provenance import provenance
+from stores.records import insert_calculation, insert_model, insert_predictions
+from stores.steps import claim_step
+
+
+@pytest.fixture
+def made(embedded_connection):
+    return provenance(command="test")
+
+
+@pytest.fixture
+def outage(embedded_connection, monkeypatch):
+    """Cut the connection for inserts until the returned function is called."""
+    from stores.embedded import EmbeddedCollection
+
+    def gone(*args, **kwargs):
+        raise AutoReconnect("connection reset by peer")
+
+    monkeypatch.setattr(EmbeddedCollection, "insert_many", gone)
+    monkeypatch.setattr("stores.artifacts.put", gone)
+    return monkeypatch.undo
+
+
+def predictions(made, count):
+    return [
+        {"structure_id": f"s-{i}", "property": "k", "value": 1.0 / (i + 1), "protocol_id": "p", "provenance": made}
+        for i in range(count)
+    ]
+
+
+def test_an_outage_loses_nothing(made, outage, monkeypatch, embedded_connection):
+    kept = journal.folder()
+    assert all(inserted for _, inserted in insert_predictions(predictions(made, 5)))
+    assert journal.pending() == 5
+    with pytest.raises(ConnectionError):
+        journal.deliver()
+    assert journal.pending() == 5
+    outage()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    insert_predictions(predictions(made, 2))  # somebody else was faster with two of them
+    assert journal.deliver() == {"delivered": 3, "known": 2, "rejected": 0}
+    assert journal.pending() == 0
+    assert [p.value for p in Prediction.objects.order_by("-value")] == [1.0 / (i + 1) for i in range(5)]
+    assert Prediction.objects.first().provenance["created_at"] == made["created_at"].replace(
+        microsecond=made["created_at"].microsecond // 1000 * 1000
+    )
+    assert journal.deliver() == {"delivered": 0, "known": 0, "rejected": 0}
+
+
+def test_weights_survive_an_outage(made, outage, monkeypatch):
+    kept = journal.folder()
+    blob = b"weights" * 1000
+    model = insert_model(blob, kind="predictor", name="cgcnn", provenance=made, training_set_id="t-1")
+    assert model.sha256 == hashlib.sha256(blob).hexdigest()
+    outage()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    assert journal.deliver()["delivered"] == 1
+    assert Model.objects.get(model_id=model.model_id).load() == blob
+    assert not list((kept / "artifacts").iterdir())
+
+
+def test_a_claim_is_never_journalled(made, outage):
+    with pytest.raises(ConnectionError):
+        claim_step("x/0/generate")
+    assert journal.pending() == 0
+
+
+def test_a_line_cut_off_by_a_crash_does_not_spoil_the_next(made, embedded_connection):
+    path = journal.keep("predictions", predictions(made, 1))
+    with path.open("ab") as file:
+        file.write(b'{"collection": "predictions", "docu')
+    journal.keep("predictions", predictions(made, 2)[1:])
+    assert journal.deliver() == {"delivered": 2, "known": 0, "rejected": 1}
+    assert len((path.parent / "rejected.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_record_that_no_collection_takes_is_put_aside(made, embedded_connection):
+    journal.keep("predictions", [{"structure_id": "s-1", "nonsense": 1}])
+    journal.keep("predictions", predictions(made, 1))
+    assert journal.deliver() == {"delivered": 1, "known": 0, "rejected": 1}
+    rejected = (journal.folder() / "rejected.jsonl").read_text()
+    assert json.loads(rejected)["document"]["nonsense"] == {"$numberInt": "1"}
+
+
+def test_a_large_record_is_kept_whole_and_spilled_on_delivery(made, outage, monkeypatch):
+    kept = journal.folder()
+    big = [[float(i)] * 50 for i in range(4000)]
+    fields = {"structure_id": "s-1", "kind": "phonon", "method": "mlip", "protocol_id": "p", "state": "completed"}
+    insert_calculation(**fields, results={"displacements": big}, provenance=made)
+    outage()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    journal.deliver()
+    assert Calculation.objects.first().complete()["results"]["displacements"] == big
+
+
+text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**62), 2**62), st.floats(allow_nan=False), text, st.datetimes()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(documents=st.lists(st.dictionaries(text, values, max_size=3), min_size=1, max_size=4))
+def test_the_journal_gives_back_what_it_took(embedded_connection, tmp_path, documents):
+    path = journal.keep("things", documents)
+    groups, rejected = journal._grouped(path.read_bytes())
+    path.unlink()
+    assert not rejected
+    import bson
+
+    assert [bson.encode(d) for d in groups["things"]] == [bson.encode(d) for d in documents]
