@@ -82,6 +82,9 @@ class ConCDVAESettings:
         Factor on the noise that the coordinate sampler puts back.
     species_temperature
         Divides the logits of the species; below 1 the likeliest species of a latent vector prevail.
+    lookahead
+        Width in ln of the property within which a new species must bring the crystal to the target; ``None`` leaves the
+        species to the composition head alone.
     volume_correction
         Share of the volume (in logarithms) that comes from the property model's volume instead of the lattice head.
     caution
@@ -117,6 +120,7 @@ class ConCDVAESettings:
     prior_calls: int = 50
     temperature: float = 1.0
     species_temperature: float = 1.0
+    lookahead: float | None = 0.08
     volume_correction: float = 0.8
     caution: float = 0.5
     max_sites: int = 20
@@ -200,6 +204,7 @@ class ConCDVAE(SavedAsBytes):
         self.elements: tuple[str, ...] = ()
         self.species_limits = (1, 2)
         self._fitted = False
+        self._remembered: dict[bytes, float] = {}
 
     # ---- training ----
 
@@ -482,11 +487,52 @@ class ConCDVAE(SavedAsBytes):
             position = torch.full((count,), index)
             logits = guided(lambda c, p=position: heads.atom_logits(c, numbers, p, natoms.clamp_min(p[0] + 1)))
             logits = logits.masked_fill(self._forbidden(numbers, index, natoms, allowed), -torch.inf)
-            drawn = _draw(logits / self.settings.species_temperature, generator)
+            logits = logits / self.settings.species_temperature
+            drawn = _draw(logits, generator)
+            if index and self.settings.lookahead is not None:
+                switch = torch.nonzero((index < natoms) & (drawn != numbers[:, index - 1]))[:, 0]
+                drawn[switch] = self._look_ahead(
+                    logits[switch], numbers[switch], index, natoms[switch], float(scaled), generator
+                )
             numbers[:, index] = torch.where(index < natoms, drawn, 0)
         numbers = _ordered(numbers)
         lengths, angles = self.scaling.unscale(heads.lattice_values(zc, numbers), numbers)
         return self._judge(numbers, lengths, angles, zc)
+
+    def _look_ahead(
+        self, logits: Tensor, numbers: Tensor, index: int, natoms: Tensor, scaled: float, generator: torch.Generator
+    ) -> Tensor:
+        """Draw the species of a new run, its probability times how well the crystal would meet the target with it.
+
+        The rest of the cell is taken to be of the new species, which is exact for the last run; the property comes from
+        the property model at the volume it expects.
+        """
+        target = scaled * self.scaling.value_std + self.scaling.value_mean
+        before = numbers.clone()
+        before[:, index:] = 0
+        counts = count_elements(before.numpy())
+        row, species = torch.nonzero(torch.isfinite(logits), as_tuple=True)
+        keep = species != numbers[row, index - 1]
+        row, species = row[keep].numpy(), species[keep].numpy()
+        completed = counts[row]
+        completed[np.arange(len(row)), species] += (natoms.numpy() - index)[row]
+        misfit = (self._expected_log(completed) - target) / self.settings.lookahead
+        tilt = np.full(logits.shape, -np.inf)
+        tilt[row, species] = -0.5 * misfit**2
+        tilted = logits + torch.as_tensor(tilt, dtype=logits.dtype)
+        return _draw(tilted - tilted.amax(1, keepdim=True), generator)
+
+    def _expected_log(self, counts: np.ndarray) -> np.ndarray:
+        """Return ln of the expected property of compositions (n, 95) at their expected volume, remembering them."""
+        fractions = counts / counts.sum(1, keepdims=True)
+        distinct, inverse = np.unique(np.round(fractions, 6), axis=0, return_inverse=True)
+        keys = [row.tobytes() for row in distinct]
+        new = [i for i, key in enumerate(keys) if key not in self._remembered]
+        if new:
+            volumes, _ = self.property_model.predict_volume(distinct[new])
+            values, _ = self.property_model.predict(distinct[new], volumes)
+            self._remembered.update(zip([keys[i] for i in new], np.log(values).tolist(), strict=True))
+        return np.array([self._remembered[key] for key in keys])[inverse.ravel()]
 
     def _forbidden(self, numbers: Tensor, index: int, natoms: Tensor, allowed: Tensor) -> Tensor:
         """Return the species (b, 95) that may not come next: sorted runs, and as many species as in training."""
@@ -654,7 +700,7 @@ class ConCDVAE(SavedAsBytes):
         other = ConCDVAE.__new__(ConCDVAE)
         other.__dict__.update(self.__dict__)
         other.settings = replace(self.settings, **changes)
-        other.last_statistics = {}
+        other.last_statistics, other._remembered = {}, {}
         return other
 
 
