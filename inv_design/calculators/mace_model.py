@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inv_design.calculators.quiet import quiet
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
@@ -44,7 +46,7 @@ def import_mace(name: str = "mace.modules") -> ModuleType:
     ImportError
         If mace-torch is not installed.
     """
-    with unsafe_load_confined():
+    with unsafe_load_confined(), quiet():
         try:
             importlib.import_module("mace")
         except ImportError as error:
@@ -78,7 +80,7 @@ def build_network(config: Mapping[str, Any], dtype: str = "float64") -> torch.nn
 
     modules = import_mace()
     irreps = import_mace("e3nn.o3").Irreps
-    with default_dtype(getattr(torch, dtype)):
+    with default_dtype(getattr(torch, dtype)), quiet():  # TorchScript warns of e3nn's annotations
         return modules.ScaleShiftMACE(
             atomic_inter_scale=config["scale"],
             atomic_inter_shift=config["shift"],

@@ -15,15 +15,17 @@ name                   calculator
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import json
+import warnings
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from inv_design.calculators.quiet import quiet
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -187,7 +189,7 @@ def _foundation_path(name: str) -> Path:
 
     models = import_mace("mace.calculators.foundations_models")
     try:
-        with contextlib.redirect_stdout(None):
+        with quiet():
             return Path(models.download_mace_mp_checkpoint(FOUNDATION[name]))
     except Exception as error:  # urllib, ssl, RuntimeError: whatever the download raises
         url = models.mace_mp_urls[FOUNDATION[name]]
@@ -205,8 +207,11 @@ def _chgnet(**options: Any) -> Calculator:
         raise ImportError(f"calculator 'chgnet' cannot be imported ({error}); pip install chgnet") from error
     model_name = options.pop("model_name", "0.3.0")
     device = options.pop("device", "cpu")
-    model = CHGNet.load(model_name=model_name, use_device=device, verbose=False)
-    return CHGNetCalculator(model=model, use_device=device, **{"on_isolated_atoms": "ignore", **options})
+    # CHGNet warns of a conversion of its own in every process
+    warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad", module=r"chgnet\.")
+    with quiet():
+        model = CHGNet.load(model_name=model_name, use_device=device, verbose=False)
+        return CHGNetCalculator(model=model, use_device=device, **{"on_isolated_atoms": "ignore", **options})
 
 
 def _chgnet_path(model_name: str | None) -> Path:
