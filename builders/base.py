@@ -53,7 +53,7 @@ class CampaignBuilder(Builder):
 
     def bind(self, connection: Connection) -> None:
         """Use a given connection instead of the process's own."""
-        for store in [*self.sources, *self.targets]:
+        for store in [*self.read.values(), self.target]:
             store.bind(connection)
 
     def build(self, connection: Connection | None = None) -> int:

@@ -63,7 +63,7 @@ class CampaignMetricsBuilder(CampaignBuilder):
                     "summaries": sorted(rounds.get(number, []), key=lambda s: s["candidate_id"]),
                     "models": sorted(models.get(number, []), key=lambda m: m["model_id"]),
                     "evaluations": sorted(evaluations.get(number, []), key=lambda e: e["target"]),
-                    "training_set_id": (sets.get(number) or [None])[-1],
+                    "training_set_id": sets[number][-1] if sets.get(number) else None,
                 }
                 item["input_hash"] = input_hash(item, self.version)
                 if done.get(number) != item["input_hash"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from builders.base import CampaignBuilder, newest
 from builders.candidates import LABEL_KINDS, LABEL_METHODS, PROPERTY
@@ -135,7 +135,7 @@ class TrainingSetBuilder(CampaignBuilder):
 
     def _references(self, name: str, config: CampaignConfig) -> list[Document]:
         """Return the reference calculations: all of the database, except the data of other campaigns alone."""
-        own = _source(config.data)
+        own = _source_name(config.data.source)
         others = {
             _source_name(c["config"].get("data", {}).get("source", "mp-binaries"))
             for c in self.read["campaigns"].query({"name": {"$ne": name}}, properties=["config"])
@@ -279,12 +279,8 @@ def _member(record: Mapping[str, Any], identity: str, structures: Mapping[str, M
     return {"structure_id": identity, "labels": labels, "chemsys": chemsys, "split": split_of(chemsys)}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _source(data: DataConfig) -> str:
-    return _source_name(data.source)
 
 
 def _source_name(source: str) -> str:

@@ -28,7 +28,7 @@ def funnel(summaries: Sequence[Summary], *, budget: int | None = None) -> dict[s
         ``passed`` are the hits, and with ``budget`` ``over_budget`` counts those of ``waiting`` that the round's
         labels do not reach.
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         records = [(s, (s.get("stages") or {}).get(stage)) for s in summaries]
         entered = [(s, r) for s, r in records if r is not None]
@@ -80,7 +80,7 @@ def target_errors(summaries: Sequence[Summary], target: float) -> dict[str, dict
         Stage -> ``n``, ``mean_relative_error`` (Li et al. 2025, equation 1), ``mean`` and ``std`` (GPa) and
         ``methods``. The predictor sees every candidate; the later judges only those that passed the stage before.
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         records = [r for s in summaries if (r := (s.get("stages") or {}).get(stage)) and r.get("value") is not None]
         values = [float(r["value"]) for r in records]

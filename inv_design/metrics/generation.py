@@ -139,9 +139,13 @@ def generation_metrics(
 
 def is_valid_structure(structure: Structure) -> bool:
     """Return whether the smallest distance is above 0.5 Å and the volume above 0.1 Å^3 (Xie et al. 2022, CDVAE)."""
+    import numpy as np
+
     from inv_design.structures.validity import min_distance
 
     try:
+        if not np.isfinite(structure.frac_coords).all():
+            return False
         if len(structure) == 0 or not math.isfinite(structure.volume) or structure.volume < MIN_VOLUME:
             return False
         if structure.volume / len(structure) < MIN_VOLUME:  # collapsed; its neighbours cannot be counted

@@ -13,7 +13,8 @@ DISTRUSTED = frozenset(
         "bulk_modulus_mismatch",
         "symmetry_residual",
         "stress_not_linear",
-        "reference_under_pressure",
+        "reference_not_relaxed",
+        "ions_unstable",
         "derivative_out_of_bounds",
         "eos_residual",
         "minimum_outside_range",
@@ -23,8 +24,7 @@ DISTRUSTED = frozenset(
 )
 """Flags of :mod:`inv_design.mechanics.flags` that put the bulk modulus itself in doubt.
 
-Born stability has a rule of its own; a shear modulus out of bounds and ions that did not converge at a strain are
-shown, but say little about the bulk modulus.
+Born stability has a rule of its own, and a shear modulus out of bounds says little about the bulk modulus: it is shown.
 """
 
 

@@ -43,9 +43,9 @@ class StructureIndex:
     ltol: float = 0.2
     stol: float = 0.3
     angle_tol: float = 5.0
-    skipped: dict[str, str] = field(default_factory=dict)
-    _buckets: dict[str, list[_Entry]] = field(default_factory=dict, repr=False)
-    _matcher: StructureMatcher | None = field(default=None, repr=False)
+    skipped: dict[str, str] = field(default_factory=dict, init=False)
+    _buckets: dict[str, list[_Entry]] = field(default_factory=dict, init=False, repr=False)
+    _matcher: StructureMatcher | None = field(default=None, init=False, repr=False)
 
     @property
     def tolerances(self) -> dict[str, float]:
@@ -90,11 +90,14 @@ class StructureIndex:
                 yield other.name
 
     def _entry(self, name: str, structure: Structure) -> _Entry | None:
-        reason = unmatchable(structure)
-        if reason is not None:
-            self.skipped[name] = reason
-            return None
-        return _Entry(name, _without_oxidation_states(structure))
+        try:
+            reason = unmatchable(structure)
+            if reason is None:
+                return _Entry(name, _without_oxidation_states(structure))
+        except Exception as error:  # a crystal too strange even to be described
+            reason = _one_line(error)
+        self.skipped[name] = reason
+        return None
 
     def _reduce(self, entry: _Entry) -> bool:
         """Make the primitive Niggli cell, exactly as ``StructureMatcher`` would; return whether there is one."""

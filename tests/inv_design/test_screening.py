@@ -133,7 +133,7 @@ def test_quality_flags():
         return {**elastic(), "flags": list(flags)}
 
     assert rules(stage2(flagged("symmetry_residual", "eos_residual"))) == ["quality", "quality"]
-    assert stage2(flagged("unconverged_ions")).status == "passed"
+    assert stage2(flagged("shear_modulus_out_of_bounds")).status == "passed"
 
 
 def test_every_distrusted_flag_is_one_that_the_mechanics_raise():
