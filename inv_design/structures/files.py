@@ -373,7 +373,7 @@ def _parse_extxyz(frame: str) -> tuple[Structure, dict[str, Any]]:
     from pymatgen.core import Structure
 
     try:
-        atoms = ase.io.read(io.StringIO(frame), format="extxyz", index=0)
+        atoms = next(ase.io.iread(io.StringIO(frame), format="extxyz", index=0))
     except KeyError as error:
         raise ValueError(f"unknown element {error.args[0]!r}") from None
     if atoms.cell.rank < 3:
