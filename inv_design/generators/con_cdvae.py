@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -23,10 +24,11 @@ from inv_design.generators.crystals import (
     canonical_crystal,
     element_features,
     fit_atomic_volumes,
+    padded_numbers,
     species_order,
 )
 from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm, sigma_of
-from inv_design.generators.known_crystals import KnownCrystals, reduced_formula
+from inv_design.generators.known_crystals import KnownCrystals
 from inv_design.generators.networks import Networks, Shapes
 from inv_design.generators.property_model import PropertyModel, count_elements
 from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
@@ -68,7 +70,7 @@ class ConCDVAESettings:
     Attributes
     ----------
     latent_filter
-        N of the N:1 filter: of N draws of the prior the one with the best predicted property is decoded; 1 turns it off.
+        N of the N:1 filter: of N draws of the prior the one with the best predicted property is decoded; 1: no filter.
     rank_with
         What predicts: ``"decoded"`` the property model on the composition and lattice that the heads make of the latent
         vector; ``"latent"`` the predictor on the latent vector, as in the paper (it is fooled at large N).
@@ -101,6 +103,11 @@ class ConCDVAESettings:
         Smallest distance of a sample as a share of the sum of metallic radii.
     attempts
         Draws allowed per wanted sample before ``sample`` gives up.
+    finetune_steps
+        Optimiser steps of the first step in ``finetune``; 0.6 times as many follow for the decoder, 1.6 for the prior.
+    finetune_share, finetune_boost
+        Largest share of new crystals among the draws of ``finetune``, and how much oftener than an old one a new one is
+        drawn below that.
     joint_steps, decoder_steps, prior_steps
         Optimiser steps of the first step, of the decoder alone with the encoder frozen, and of the prior.
     batch, rate
@@ -132,6 +139,9 @@ class ConCDVAESettings:
     joint_steps: int = 1200
     decoder_steps: int = 2000
     prior_steps: int = 3000
+    finetune_steps: int = 250
+    finetune_share: float = 0.3
+    finetune_boost: float = 4.0
     batch: int = 96
     rate: float = 2e-3
     condition_dropout: float = 0.2
@@ -224,6 +234,7 @@ class ConCDVAE(SavedAsBytes):
         """
         crystals, targets = self._canonical(structures, values)
         settings, scale = self.settings, 1.0 if budget is None else budget
+        self._fitted, self._remembered = False, {}
         held = _held_out(len(crystals), settings.validation, seed)
         trained = np.setdiff1d(np.arange(len(crystals)), held)
         volumes = fit_atomic_volumes(crystals)
@@ -238,8 +249,8 @@ class ConCDVAE(SavedAsBytes):
         steps = tuple(
             max(1, round(scale * n)) for n in (settings.joint_steps, settings.decoder_steps, settings.prior_steps)
         )
-        metrics = self._train(parts, tests, steps, settings.rate, seed, _Ticker(sum(steps), progress))
-        counts = count_elements(_padded(crystals))
+        metrics = self._train(parts, tests, steps, rate=settings.rate, seed=seed, ticker=_Ticker(sum(steps), progress))
+        counts = count_elements(padded_numbers(crystals))
         self.property_model = PropertyModel.fit(counts, volumes_of(crystals), targets, volumes, seed=seed)
         self._fitted = True
         return metrics | {"crystals": float(len(crystals)), "parameters": float(self.parameter_count())}
@@ -255,11 +266,47 @@ class ConCDVAE(SavedAsBytes):
         budget: float | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """Continue training in place on new crystals and a replay of old ones, at a tenth of the learning rate."""
-        raise NotImplementedError
+        """Continue training in place (see :class:`~inv_design.generators.protocol.Generator`).
+
+        The new crystals make up ``finetune_share`` of the draws at most; the learning rate is a tenth of that of
+        ``fit``; scaling and validation are those of ``fit``; the property model is conditioned on all data.
+        """
+        if not self._fitted:
+            raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file before finetune")
+        settings, scale = self.settings, 1.0 if budget is None else budget
+        new, new_values = self._canonical(structures, values)
+        old, old_values = self.crystals, self.values
+        if len(replay_structures):
+            old, old_values = self._canonical(replay_structures, replay_values)
+        crystals, targets = [*old, *new], np.concatenate([old_values, new_values])
+        share = min(settings.finetune_share, settings.finetune_boost * len(new) / len(crystals))
+        weights = np.concatenate(
+            [np.full(len(old), (1 - share) / len(old)), np.full(len(new), share / len(new))]
+        ) * len(crystals)
+        steps = tuple(max(1, round(scale * settings.finetune_steps * n)) for n in (1.0, 0.6, 1.6))
+        parts = make_parts(crystals, targets, self.scaling, weights)
+        metrics = self._train(
+            parts, [], steps, rate=settings.rate / 10, seed=seed, ticker=_Ticker(sum(steps), progress)
+        )
+        self.property_model = self.property_model.extended(
+            count_elements(padded_numbers(crystals)), volumes_of(crystals), targets
+        )
+        before = self.known.crystals if len(replay_structures) else []
+        self._describe(crystals, targets)
+        for crystal in before:  # perhaps not replayed, but still not new
+            self.known.add(crystal)
+        self._remembered = {}
+        return metrics | {"crystals": float(len(crystals)), "new_share": share}
 
     def _train(
-        self, parts: list[Part], tests: list[Part], steps: tuple[int, ...], rate: float, seed: int, ticker: _Ticker
+        self,
+        parts: list[Part],
+        tests: list[Part],
+        steps: tuple[int, ...],
+        *,
+        rate: float,
+        seed: int,
+        ticker: _Ticker,
     ) -> dict[str, float]:
         networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
         generator = torch.Generator().manual_seed(seed)
@@ -286,9 +333,8 @@ class ConCDVAE(SavedAsBytes):
             self._frozen_loss(generator), [networks.decoder], parts, steps=alone, batch=settings.batch, rate=rate,
             generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
         )  # fmt: skip
-        self.latent_scale = self.latents.mean.std(0).clamp_min(0.02) if len(self.latents.mean) > 1 else torch.ones(
-            networks.shapes.latent
-        )
+        if not self._fitted:
+            self.latent_scale = _spread(self.latents.mean)
         metrics["prior_loss"] = train_prior(
             networks, self.latents, self.diffusion, self.latent_scale, steps=prior, batch=256, rate=rate,
             condition_dropout=settings.condition_dropout, condition_noise=0.05, generator=generator,
@@ -304,7 +350,8 @@ class ConCDVAE(SavedAsBytes):
             total, count = torch.zeros(()), 0
             for part in batch:
                 with torch.no_grad():
-                    z = reparametrised(*networks.encoder(part.coords, part.cells), generator)
+                    mean, log_variance = networks.encoder(part.coords, part.cells)
+                    z = reparametrised(mean, log_variance, generator)
                     shown = keep_condition(len(z), settings.condition_dropout, generator)
                     zc = networks.heads.latent(z, part.values, shown)
                 total = total + decoder_loss(networks, part, zc, weights, generator).sum()
@@ -334,8 +381,8 @@ class ConCDVAE(SavedAsBytes):
     def _describe(self, crystals: Sequence[CanonicalCrystal], targets: np.ndarray) -> None:
         from pymatgen.core import Element
 
+        self.crystals, self.values = list(crystals), targets
         self.known = KnownCrystals(crystals)
-        self.values = targets
         self.range = (float(targets.min()), float(targets.max()))
         present = sorted({int(z) for crystal in crystals for z in crystal.numbers})
         self.elements = tuple(sorted(Element.from_Z(z).symbol for z in present))
@@ -355,9 +402,7 @@ class ConCDVAE(SavedAsBytes):
     # ---- sampling ----
 
     @torch.no_grad()
-    def sample(
-        self, n: int, condition: Condition, *, seed: int = 0, progress: Progress | None = None
-    ) -> list[Sample]:
+    def sample(self, n: int, condition: Condition, *, seed: int = 0, progress: Progress | None = None) -> list[Sample]:
         """Return ``n`` crystals under the condition (see :class:`~inv_design.generators.protocol.Generator`)."""
         target, allowed = self._check(condition)
         settings, started = self.settings, time.perf_counter()
@@ -400,7 +445,9 @@ class ConCDVAE(SavedAsBytes):
         if not self._fitted:
             raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file")
         if set(condition.targets) != {self.property}:
-            raise ValueError(f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}")
+            raise ValueError(
+                f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}"
+            )
         target = float(condition.targets[self.property])
         if not target > 0:
             raise ValueError(f"the target {self.property} = {target} is not positive")
@@ -485,14 +532,22 @@ class ConCDVAE(SavedAsBytes):
         numbers = torch.zeros((count, int(natoms.max())), dtype=torch.long)
         for index in range(numbers.shape[1]):
             position = torch.full((count,), index)
-            logits = guided(lambda c, p=position: heads.atom_logits(c, numbers, p, natoms.clamp_min(p[0] + 1)))
+            logits = guided(
+                partial(heads.atom_logits, previous=numbers, position=position, natoms=natoms.clamp_min(index + 1))
+            )
             logits = logits.masked_fill(self._forbidden(numbers, index, natoms, allowed), -torch.inf)
             logits = logits / self.settings.species_temperature
             drawn = _draw(logits, generator)
             if index and self.settings.lookahead is not None:
                 switch = torch.nonzero((index < natoms) & (drawn != numbers[:, index - 1]))[:, 0]
                 drawn[switch] = self._look_ahead(
-                    logits[switch], numbers[switch], index, natoms[switch], float(scaled), generator
+                    logits[switch],
+                    numbers[switch],
+                    index,
+                    natoms=natoms[switch],
+                    scaled=float(scaled),
+                    width=self.settings.lookahead,
+                    generator=generator,
                 )
             numbers[:, index] = torch.where(index < natoms, drawn, 0)
         numbers = _ordered(numbers)
@@ -500,7 +555,15 @@ class ConCDVAE(SavedAsBytes):
         return self._judge(numbers, lengths, angles, zc)
 
     def _look_ahead(
-        self, logits: Tensor, numbers: Tensor, index: int, natoms: Tensor, scaled: float, generator: torch.Generator
+        self,
+        logits: Tensor,
+        numbers: Tensor,
+        index: int,
+        *,
+        natoms: Tensor,
+        scaled: float,
+        width: float,
+        generator: torch.Generator,
     ) -> Tensor:
         """Draw the species of a new run, its probability times how well the crystal would meet the target with it.
 
@@ -511,12 +574,12 @@ class ConCDVAE(SavedAsBytes):
         before = numbers.clone()
         before[:, index:] = 0
         counts = count_elements(before.numpy())
-        row, species = torch.nonzero(torch.isfinite(logits), as_tuple=True)
-        keep = species != numbers[row, index - 1]
-        row, species = row[keep].numpy(), species[keep].numpy()
+        possible = torch.isfinite(logits)
+        possible[torch.arange(len(logits)), numbers[:, index - 1]] = False
+        row, species = np.nonzero(possible.numpy())
         completed = counts[row]
         completed[np.arange(len(row)), species] += (natoms.numpy() - index)[row]
-        misfit = (self._expected_log(completed) - target) / self.settings.lookahead
+        misfit = (self._expected_log(completed) - target) / width
         tilt = np.full(logits.shape, -np.inf)
         tilt[row, species] = -0.5 * misfit**2
         tilted = logits + torch.as_tensor(tilt, dtype=logits.dtype)
@@ -645,7 +708,9 @@ class ConCDVAE(SavedAsBytes):
             "features": self.networks.encoder.network.sites.species.features.numpy(),
             "values": self.values,
         }
-        tensors |= {f"net.{name}": p.detach().numpy().astype(np.float16) for name, p in self.networks.named_parameters()}
+        tensors |= {
+            f"net.{name}": p.detach().numpy().astype(np.float16) for name, p in self.networks.named_parameters()
+        }
         config = {
             "generator": self.name,
             "settings": asdict(self.settings),
@@ -692,6 +757,7 @@ class ConCDVAE(SavedAsBytes):
         made.networks.eval()
         made.property_model = PropertyModel.from_tensors(tensors, config["property_model"])
         made.known = KnownCrystals.from_tensors(tensors)
+        made.crystals = made.known.crystals[: len(made.values)]
         made._fitted = True
         return made
 
@@ -744,11 +810,9 @@ def _held_out(count: int, share: float, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[: round(share * count)])
 
 
-def _padded(crystals: Sequence[CanonicalCrystal]) -> np.ndarray:
-    numbers = np.zeros((len(crystals), max(len(c.numbers) for c in crystals)), dtype=int)
-    for row, crystal in enumerate(crystals):
-        numbers[row, : len(crystal.numbers)] = crystal.numbers
-    return numbers
+def _spread(means: Tensor) -> Tensor:
+    """Return the standard deviation (d,) of latent means (m, d), or ones for a single crystal."""
+    return means.std(0).clamp_min(0.02) if len(means) > 1 else torch.ones(means.shape[1])
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

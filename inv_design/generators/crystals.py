@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from inv_design.structures.validity import metallic_radius
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pymatgen.core import Structure
+    from pymatgen.core import Element, Structure
 
 ELEMENTS = 94
 """Species are atomic numbers 1 .. 94; 0 pads."""
@@ -49,10 +50,10 @@ class CanonicalCrystal:
 
     def to_structure(self) -> Structure:
         """Return the crystal as a pymatgen structure."""
-        from pymatgen.core import Lattice, Structure
+        from pymatgen.core import Element, Lattice, Structure
 
         lattice = Lattice.from_parameters(*self.lengths, *self.angles)
-        return Structure(lattice, [int(z) for z in self.numbers], self.coords % 1.0)
+        return Structure(lattice, [Element.from_Z(int(z)) for z in self.numbers], self.coords % 1.0)
 
 
 @cache
@@ -63,7 +64,7 @@ def element_features() -> np.ndarray:
     rows = []
     for z in range(1, ELEMENTS + 1):
         element = Element.from_Z(z)
-        row = [_number(getattr(element, name, None)) for name in FEATURES]
+        row = [_number(_quietly(element, name)) for name in FEATURES]
         rows.append([*row, np.log(reference_volume(element.symbol))])
     table = np.array(rows)
     for column, name in enumerate(FEATURES):
@@ -72,6 +73,13 @@ def element_features() -> np.ndarray:
     table = np.where(np.isnan(table), np.nanmedian(table, axis=0), table)
     table = (table - table.mean(0)) / table.std(0)
     return np.vstack([np.zeros((1, table.shape[1])), table])
+
+
+def _quietly(element: Element, name: str) -> object:
+    """Return a property of an element, missing ones without pymatgen's warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(element, name, None)
 
 
 def _number(value: object) -> float:
@@ -84,6 +92,12 @@ def _number(value: object) -> float:
 @cache
 def reference_volume(symbol: str) -> float:
     """Return the atomic volume in Å^3 of a close packing of spheres with the element's radius, 4 sqrt(2) r^3."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _close_packing(symbol)
+
+
+def _close_packing(symbol: str) -> float:
     try:
         return 4.0 * 2**0.5 * metallic_radius(symbol) ** 3
     except ValueError:
@@ -102,11 +116,11 @@ def reference_volumes() -> np.ndarray:
 def _electronegativity() -> np.ndarray:
     from pymatgen.core import Element
 
-    values = [_number(Element.from_Z(z).X) for z in range(1, ELEMENTS + 1)]
+    values = [_number(_quietly(Element.from_Z(z), "X")) for z in range(1, ELEMENTS + 1)]
     return np.array([0.0, *(9.0 if np.isnan(x) else x for x in values)])
 
 
-def species_order(numbers: Sequence[int]) -> list[int]:
+def species_order(numbers: Sequence[int] | np.ndarray) -> list[int]:
     """Return the distinct species in canonical order: fewest sites first, then electronegativity, then number."""
     values = [int(z) for z in numbers]
     return sorted(set(values), key=lambda z: (values.count(z), _electronegativity()[z], z))
@@ -159,7 +173,7 @@ def canonical_crystal(structure: Structure, *, symprec: float = SYMPREC) -> Cano
 def _standard_primitive(structure: Structure, symprec: float) -> tuple[np.ndarray, np.ndarray, list[int]]:
     import spglib
 
-    cell = (structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
     try:
         standard = spglib.standardize_cell(cell, to_primitive=True, no_idealize=False, symprec=symprec)
     except spglib.SpglibError:  # atoms that overlap: keep the cell as it is
@@ -204,3 +218,11 @@ def cell_volume(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
     square = 1.0 - (cos**2).sum(-1) + 2.0 * cos.prod(-1)
     with np.errstate(invalid="ignore"):
         return np.asarray(lengths).prod(-1) * np.sqrt(np.where(square > 1e-6, square, np.nan))
+
+
+def padded_numbers(crystals: Sequence[CanonicalCrystal]) -> np.ndarray:
+    """Return atomic numbers (m, n) of crystals, 0 pads."""
+    numbers = np.zeros((len(crystals), max(len(crystal.numbers) for crystal in crystals)), dtype=int)
+    for row, crystal in enumerate(crystals):
+        numbers[row, : len(crystal.numbers)] = crystal.numbers
+    return numbers

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIGMA_MIN = 0.01
 SIGMA_MAX = 0.5
@@ -119,7 +123,7 @@ class LatentDiffusion:
         """
         z = start
         steps = torch.linspace(self.steps, 0, calls + 1).round().long()
-        for now, following in zip(steps[:-1], steps[1:], strict=True):
+        for now, following in itertools.pairwise(steps):
             keep, keep_next = self.retained[now], self.retained[following]
             predicted = noise_of(z, (now / self.steps).expand(len(z)).to(z.dtype))
             clean = ((z - (1 - keep).sqrt() * predicted) / keep.sqrt()).clamp(-bound, bound)

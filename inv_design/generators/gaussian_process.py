@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -115,10 +115,10 @@ class GaussianProcess:
         return arrays, {"amplitude": self.amplitude, "noise": self.noise, "offset": self.offset}
 
     @classmethod
-    def from_tensors(cls, prefix: str, arrays: dict[str, np.ndarray], numbers: dict[str, float]) -> Self:
+    def from_tensors(cls, prefix: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> Self:
         """Return the process that :meth:`to_tensors` described."""
-        get = {name: arrays[f"{prefix}.{name}"].astype(np.float64) for name in _ARRAYS}
-        return cls(**get, **numbers)
+        values: dict[str, Any] = {name: arrays[f"{prefix}.{name}"].astype(np.float64) for name in _ARRAYS}
+        return cls(**values, **numbers)
 
     def _solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._factor is None or self._weights is None:

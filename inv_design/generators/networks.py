@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Shapes:
 def mlp(sizes: list[int], *, dropout: float = 0.0) -> nn.Sequential:
     """Return linear layers of the given sizes with SiLU (and dropout) between them."""
     layers: list[nn.Module] = []
-    for index, (first, second) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (first, second) in enumerate(itertools.pairwise(sizes)):
         layers.append(nn.Linear(first, second))
         if index < len(sizes) - 2:
             layers.append(nn.SiLU())
@@ -82,6 +83,8 @@ class ElementEmbedding(nn.Module):
 
 class Condition(nn.Module):
     """Gaussian basis of the scaled log10 of the property, then an MLP; a learned vector where it is dropped."""
+
+    centres: Tensor
 
     def __init__(self, size: int, centres: int = 20) -> None:
         super().__init__()
@@ -167,7 +170,7 @@ SITE_SIZE = 32 + 32 + 16 + 16 + 1
 
 
 class Sites(nn.Module):
-    """What is known of a site before its coordinates: species, slot, distance to both ends of the list and of its run."""
+    """What is known of a site before its coordinates: species, slot, places to the end, length of the first run."""
 
     def __init__(self, shapes: Shapes, features: Tensor) -> None:
         super().__init__()

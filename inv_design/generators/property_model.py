@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class PropertyModel:
     """Predicts a positive property P, and the volume, from the composition.
 
-    The base is an atomic stiffness per element (after Jin, Yuan & Gao 2023, Nat. Commun. 14, 4258), P V/n = sum x_e s_e,
-    fitted robustly in logarithms; a Gaussian process on composition descriptors and the volume corrects it. A second
-    process predicts ln(V / sum of atomic volumes) from the composition.
+    The base is an atomic stiffness per element (after Jin, Yuan & Gao 2023, Nat. Commun. 14, 4258),
+    P V/n = sum x_e s_e, fitted robustly in logarithms; a Gaussian process on composition descriptors and the volume
+    corrects it. A second process predicts ln(V / sum of atomic volumes) from the composition.
 
     Attributes
     ----------
@@ -113,7 +113,10 @@ def count_elements(numbers: np.ndarray) -> np.ndarray:
 
 
 def fit_stiffness(counts: np.ndarray, cell_volumes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return atomic stiffness (95,) from a robust fit of ln(P V / n) = ln(sum x_e s_e); unseen elements get the median."""
+    """Return atomic stiffness (95,) from a robust fit of ln(P V / n) = ln(sum x_e s_e).
+
+    Elements that do not occur get the median.
+    """
     fractions = torch.as_tensor(counts / counts.sum(1, keepdims=True))
     target = torch.as_tensor(np.log(values * cell_volumes / counts.sum(1)))
     middle = float(target.median())

@@ -22,7 +22,7 @@ class Condition:
     Attributes
     ----------
     targets
-        Property name -> wanted value in the unit fixed for that property, such as ``{"bulk_modulus_vrh": 350.0}`` (GPa).
+        Property name -> wanted value in its fixed unit, such as ``{"bulk_modulus_vrh": 350.0}`` (GPa).
     exclude_elements
         Symbols that no sample may contain.
     elements

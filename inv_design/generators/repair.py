@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,10 +70,10 @@ def symmetrised(structure: Structure) -> tuple[Structure, float]:
     symmetry beyond P1; without one the crystal comes back as it is, with tolerance 0.
     """
     import spglib
-    from pymatgen.core import Lattice, Structure
+    from pymatgen.core import Element, Lattice, Structure
 
-    numbers = [site.specie.Z for site in structure]
-    cell = (structure.lattice.matrix, structure.frac_coords, numbers)
+    numbers: list[int] = [site.specie.Z for site in structure]
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, numbers)
     for tolerance in SYMMETRY_TOLERANCES:
         try:
             dataset = spglib.get_symmetry_dataset(cell, symprec=tolerance)
@@ -84,9 +84,10 @@ def symmetrised(structure: Structure) -> tuple[Structure, float]:
             continue
         if standard is None:
             continue
-        matrix, coords, species = standard
+        matrix, coords, species = (np.asarray(array) for array in standard)
         whole = len(numbers) == len(species) and sorted(numbers) == sorted(int(z) for z in species)
         if whole and abs(abs(np.linalg.det(matrix)) / structure.volume - 1.0) < 0.03:
+            symbols = [Element.from_Z(int(z)) for z in species]
             scaled = matrix * (structure.volume / abs(np.linalg.det(matrix))) ** (1 / 3)
-            return Structure(Lattice(scaled), [int(z) for z in species], coords % 1.0), tolerance
+            return Structure(Lattice(scaled), symbols, coords % 1.0), tolerance
     return structure, 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inv_design.generators.crystals import cell_volume
+from inv_design.generators.crystals import ELEMENTS, cell_volume
 from inv_design.generators.diffusion import LatentDiffusion, score_norm, sigma_of, wrap, wrapped_score
 from inv_design.generators.networks import Cells, Networks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from inv_design.generators.crystals import CanonicalCrystal
 
@@ -130,8 +129,8 @@ def make_parts(
     weights = np.ones(len(crystals)) if weights is None else weights
     parts = []
     for low, high in zip((0, *BUCKETS[:-1]), BUCKETS, strict=True):
-        rows = np.flatnonzero((sizes > low) & (sizes <= high))
-        if not len(rows):
+        rows = np.flatnonzero((sizes > low) & (sizes <= high)).tolist()
+        if not rows:
             continue
         width = int(sizes[rows].max())
         numbers, coords = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width, 3))
@@ -260,7 +259,7 @@ def decoder_loss(
     sigma = sigma_of(level)[:, None, None]
     noise = sigma * torch.randn((b, n, 3), generator=generator)
     target = wrapped_score(wrap(noise), sigma.expand_as(noise)) / score_norm(sigma)
-    others = torch.randint(1, networks.decoder.types[-1].out_features, (b, n), generator=generator)
+    others = torch.randint(1, ELEMENTS + 1, (b, n), generator=generator)
     flip = (torch.rand((b, n), generator=generator) < species_noise * level[:, None]) & cells.mask
     noisy = Cells(
         numbers=torch.where(flip, others, cells.numbers),

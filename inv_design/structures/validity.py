@@ -1,4 +1,4 @@
-"""Geometry rules: shortest distances of a crystal, in Å and against the metallic radii, with reasons for a rejection."""
+"""Geometry rules: shortest distances, in Å and against the metallic radii, with reasons for a rejection."""
 
 from __future__ import annotations
 
