@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from fireworks import LaunchPad
 
     from stores.maggma import CampaignStore
+
+LOG = logging.getLogger(__name__)
 
 DATABASE_VARIABLE = "INV_DESIGN_DATABASE"
 PASSWORD_VARIABLE = "INV_DESIGN_DATABASE_PASSWORD"
@@ -304,7 +307,19 @@ def _register(connection: Connection, alias: str) -> Connection:
     _connections[alias] = connection
     if not connection.read_only:
         connection.ensure_indexes()
+        _deliver_journal(connection)
     return connection
+
+
+def _deliver_journal(connection: Connection) -> None:
+    """Send what an earlier outage left in the local journal; what fails again stays there."""
+    from stores import journal
+
+    if journal.pending(connection):
+        try:
+            LOG.warning("delivered the local journal to %s: %s", connection.uri_redacted, journal.deliver(connection))
+        except OSError as error:
+            LOG.warning("the local journal waits in %s: %s", journal.folder(connection), error)
 
 
 def _close_alias(alias: str) -> None:

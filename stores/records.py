@@ -440,7 +440,7 @@ def _lost_connection() -> tuple[type[BaseException], ...]:
     """Return the errors that say that a database is gone, not that a record is wrong."""
     from pymongo.errors import ConnectionFailure, ExecutionTimeout, NotPrimaryError
 
-    return (ConnectionFailure, ExecutionTimeout, NotPrimaryError, OSError)
+    return (ConnectionFailure, ExecutionTimeout, NotPrimaryError, ConnectionError)
 
 
 def plain(value: Any, *, lost: list[str] | None = None, name: str = "") -> Any:

@@ -143,7 +143,7 @@ class SQLiteServer(ServerStore):
             except Exception as error:
                 if isinstance(error, sqlite3.Error):
                     self._undo()
-                    raise OSError(
+                    raise ConnectionError(
                         f"{self.path} did not take a write ({error}); free space or check the disk"
                     ) from error
                 self._commit()
@@ -161,7 +161,9 @@ class SQLiteServer(ServerStore):
             self.sqlite.execute("COMMIT")
         except sqlite3.Error as error:
             self._undo()
-            raise OSError(f"{self.path} did not take a write ({error}); free space or check the disk") from error
+            raise ConnectionError(
+                f"{self.path} did not take a write ({error}); free space or check the disk"
+            ) from error
 
     def _undo(self) -> None:
         with contextlib.suppress(sqlite3.Error):

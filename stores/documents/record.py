@@ -1,10 +1,21 @@
-"""What every document has in common: strict fields and where it came from."""
+"""What every document has in common: strict fields, where it came from, and who may write it."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
-from mongoengine import DictField, Document, DynamicDocument, ListField
+from mongoengine import DictField, Document, DynamicDocument, ListField, QuerySet
+
+
+class InsertOnly(QuerySet):
+    """Queries on authoritative documents: everything but changing them."""
+
+    def update(self, *_arguments: Any, **_options: Any) -> NoReturn:
+        """Refuse: raise PermissionError."""
+        name = self._document._meta["collection"]
+        raise PermissionError(f"{name} are authoritative and never rewritten; insert a document that supersedes it")
+
+    update_one = upsert_one = modify = update
 
 
 class Record(Document):
@@ -17,7 +28,16 @@ class Record(Document):
     provenance = DictField(required=True)
     spilled = ListField(DictField())
 
-    meta: ClassVar[dict[str, Any]] = {"abstract": True, "auto_create_index": False, "strict": True}
+    meta: ClassVar[dict[str, Any]] = {
+        "abstract": True,
+        "auto_create_index": False,
+        "strict": True,
+        "queryset_class": InsertOnly,
+    }
+
+    def save(self, *arguments: Any, **options: Any) -> Any:
+        """Insert the document; NotUniqueError if it is there already."""
+        return super().save(*arguments, **{**options, "force_insert": True})
 
     def complete(self) -> dict[str, Any]:
         """Return the document as a dictionary, with the parts that were spilled to GridFS back in it."""

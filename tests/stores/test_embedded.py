@@ -291,12 +291,40 @@ def test_a_full_disk_is_one_line_and_forgets_nothing(embedded_connection):
     sqlite = embedded_connection.client.server.sqlite
     pages = sqlite.execute("PRAGMA page_count").fetchone()[0]
     sqlite.execute(f"PRAGMA max_page_count={pages + 2}")
-    with pytest.raises(OSError, match="did not take a write"):
+    with pytest.raises(ConnectionError, match="did not take a write"):
         things.insert_many([{"_id": i, "text": "x" * 5000} for i in range(2, 20)])
     sqlite.execute("PRAGMA max_page_count=1000000")
     assert [d["_id"] for d in things.find()] == [1]
     things.insert_one({"_id": 2})
     assert things.count_documents({}) == 2
+
+
+HOLDER = """
+    import os, sys, time
+    from stores.connection import connect
+    connect("embedded:" + sys.argv[1])
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_writer_frees_the_file_though_its_forks_live_on(tmp_path):
+    path = tmp_path / "x.sqlite"
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert holder.stdout.readline() == "ready\n"
+        with pytest.raises(ConnectionError, match=f"process {holder.pid}"):
+            connect(f"embedded:{path}")
+        holder.kill()
+        holder.wait()
+        connect(f"embedded:{path}").close()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
 
 
 def test_a_fork_must_not_use_the_file(embedded_connection):

@@ -59,6 +59,20 @@ def test_an_outage_loses_nothing(made, outage, monkeypatch, embedded_connection)
     assert journal.deliver() == {"delivered": 0, "known": 0, "rejected": 0}
 
 
+def test_connecting_delivers_what_an_outage_left(made, outage, monkeypatch, embedded_connection):
+    from stores.connection import connect
+
+    kept = journal.folder()
+    insert_predictions(predictions(made, 3))
+    outage()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    path = embedded_connection.client.path
+    embedded_connection.close()
+    connect(f"embedded:{path}")
+    assert Prediction.objects.count() == 3
+    assert journal.pending() == 0
+
+
 def test_weights_survive_an_outage(made, outage, monkeypatch):
     kept = journal.folder()
     blob = b"weights" * 1000

@@ -136,6 +136,32 @@ def test_a_malformed_record_is_refused_before_anything_is_written(made, change, 
     assert Calculation.objects.count() == 0
 
 
+def test_authoritative_documents_are_never_rewritten(made):
+    campaign = Campaign(name="a", config={"x": 1}, provenance=made).save()
+    campaign.state = "changed"
+    with pytest.raises(NotUniqueError):
+        campaign.save()
+    for change in (
+        lambda: Campaign.objects(name="a").update(set__state="changed"),
+        lambda: Campaign.objects(name="a").update_one(set__state="changed"),
+        lambda: Campaign.objects(name="a").modify(set__state="changed"),
+        lambda: campaign.update(set__state="changed"),
+    ):
+        with pytest.raises(PermissionError, match="campaigns are authoritative"):
+            change()
+    assert Campaign.objects.get(name="a").state == "active"
+
+
+def test_a_read_only_snapshot_journals_nothing(embedded_connection):
+    from stores.connection import connect
+
+    path = embedded_connection.client.path
+    embedded_connection.close()
+    with connect(f"embedded:{path}", read_only=True), pytest.raises(PermissionError, match="read-only"):
+        insert_prediction(**prediction(1, provenance()))
+    assert connect(f"embedded:{path}").db["predictions"].count_documents({}) == 0
+
+
 def test_strict_documents_refuse_unknown_fields(made):
     with pytest.raises(FieldDoesNotExist):
         Candidate(candidate_id="c-1", nickname="x")
