@@ -207,10 +207,10 @@ def held_out_parity(models: Sequence[Record], members: dict[int, list[Record]]) 
     prediction = predictor.predict([crystals[m["structure_id"]] for m in chosen])
     return [
         Parity(
-            title=f"Predictor, held-out systems (round {last['round']})",
+            title="Held-out systems",
             predicted=prediction.values.tolist(),
             reference=[label_value(m) for m in chosen],
-            predicted_by=str(last["name"]),
+            predicted_by=f"{last['name']}, round {last['round']}",
             reference_by="reference label",
             std=prediction.std.tolist(),
         )
@@ -380,8 +380,8 @@ def provenance(
         ("seed", str(config.seed)),
     ]
     records = [
-        ("database", connection.uri_redacted),
-        ("started", f"{made.get('created_at', '')} by {made.get('created_by', '')}"),
+        ("database", _place(connection)),
+        ("started", f"{str(made.get('created_at', ''))[:16]} UTC by {made.get('created_by', '')}"),
         ("command", str(made.get("command", ""))),
     ]
     trained = sorted(models, key=lambda m: (m.get("round") or 0, m["kind"]))
@@ -402,6 +402,13 @@ def provenance(
         ],
         "Training sets": [(number, identity) for identity, number in sets.items()],
     }
+
+
+def _place(connection: Connection) -> str:
+    """Return where the database is, without the folders of one machine."""
+    if connection.kind == "embedded":
+        return f"embedded, {connection.uri_redacted.rsplit('/', 1)[-1]}"
+    return connection.uri_redacted
 
 
 def _error(model: Record) -> str:

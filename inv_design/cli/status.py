@@ -114,7 +114,7 @@ def headline(item: dict[str, Any]) -> str:
     training_set = item.get("training_set") or {}
     if training_set:
         labels = ", ".join(f"{n} {method}" for method, n in (training_set.get("labels_by_method") or {}).items())
-        parts.append(f"training set of {training_set['size']} ({labels})")
+        parts.append(f"training set of {training_set['size']} crystals (labels: {labels})")
     return ", ".join(parts)
 
 
