@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from inv_design.config import CampaignConfig
     from stores.connection import Connection
 
-BATCH = 500
+BATCH = 100
+"""Ids per query: the embedded database compares each document found with all of them."""
+ATTEMPTS = 3
 
 
 class CampaignBuilder(Builder):
@@ -78,9 +80,28 @@ class CampaignBuilder(Builder):
     def write(self, items: list[Any]) -> int:
         """Write what was processed, and return how many documents that is."""
         documents = [item for item in items if item is not None]
-        if documents:
-            self.target.update(documents)
+        self.upsert(documents, self.target.key)
         return len(documents)
+
+    def upsert(self, documents: list[dict[str, Any]], key: str | list[str]) -> None:
+        """Write documents by their key; where another worker builds the same, the last one wins.
+
+        Raises
+        ------
+        BulkWriteError
+            If the database refuses them for another reason than a race between two inserts.
+        """
+        from pymongo.errors import BulkWriteError
+
+        for attempt in range(ATTEMPTS):
+            try:
+                if documents:
+                    self.target.update(documents, key=key)
+                return
+            except BulkWriteError as error:
+                lost_race = all(problem["code"] == 11000 for problem in error.details["writeErrors"])
+                if not lost_race or attempt == ATTEMPTS - 1:
+                    raise
 
     # -- reading -------------------------------------------------------------------------------------------------
 

@@ -81,8 +81,7 @@ class CampaignMetricsBuilder(CampaignBuilder):
 
     def write(self, items: list[Document]) -> int:
         """Write the metrics, one document per campaign and round."""
-        if items:
-            self.target.update(items, key=["campaign", "round"])
+        self.upsert(items, ["campaign", "round"])
         return len(items)
 
     def _grouped(self, collection: str, name: str, fields: list[str]) -> dict[int, list[Document]]:

@@ -32,6 +32,9 @@ HEAVY = {"provenance.versions": 0, "protocol": 0, "results.elastic_tensor": 0, "
 
 _searches: dict[str, DuplicateSearch] = {}
 """Campaign -> the search of the last build in this process, continued where its crystals are the same."""
+_formulas: dict[str, str] = {}
+_members: dict[str, list[str]] = {}
+"""Structure id -> formula, and training set id -> structure ids: both are content, read once in a process."""
 
 
 class CandidateBuilder(CampaignBuilder):
@@ -145,11 +148,10 @@ class CandidateBuilder(CampaignBuilder):
             for number, sets in training_set_ids(self.read["training_sets"], self.read["models"], name).items()
         }
         every = [c["structure_id"] for c in candidates] + [i for ids in known.values() for i in ids]
-        formulas = {
-            s["structure_id"]: s["formula"]
-            for s in self.fetch("structures", "structure_id", every, properties={"structure_id": 1, "formula": 1})
-        }
-        members = order_members(candidates, known, formulas)
+        new = [i for i in every if i not in _formulas]
+        for found in self.fetch("structures", "structure_id", new, properties={"structure_id": 1, "formula": 1}):
+            _formulas[found["structure_id"]] = found["formula"]
+        members = order_members(candidates, known, _formulas)
         tolerances = dict(config.stages.predictor.match)
         search = search_for(_searches, name, tolerances, members)
         stored = {
@@ -160,8 +162,10 @@ class CandidateBuilder(CampaignBuilder):
         return search
 
     def _member_ids(self, training_sets: Iterable[str]) -> list[str]:
-        documents = self.fetch("training_sets", "training_set_id", training_sets)
-        return [member["structure_id"] for document in documents for member in document.get("members", [])]
+        wanted = list(training_sets)
+        for document in self.fetch("training_sets", "training_set_id", [i for i in wanted if i not in _members]):
+            _members[document["training_set_id"]] = [m["structure_id"] for m in document.get("members", [])]
+        return [member for identity in wanted for member in _members.get(identity, [])]
 
     def _crystals(self, ids: Sequence[str]) -> dict[str, Any]:
         from inv_design.structures.files import structure_from_dict

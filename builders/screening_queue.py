@@ -84,8 +84,7 @@ class ScreeningQueueBuilder(CampaignBuilder):
                 for key, q in wanted.items()
                 if key not in present or present[key].get("priority") != q["priority"]
             ]
-            if new:
-                self.target.update(new, key=["campaign", "stage", "candidate_id"])
+            self.upsert(new, ["campaign", "stage", "candidate_id"])
             gone: dict[str, list[str]] = defaultdict(list)
             for stage, candidate in present.keys() - wanted.keys():
                 gone[stage].append(candidate)

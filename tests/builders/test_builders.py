@@ -500,3 +500,32 @@ def test_evaluations_are_in_the_metrics(db):
     assert build_campaign(NAME)["campaign_metrics"] == 1
     (found,) = db.db["campaign_metrics"].find_one({"campaign": NAME})["evaluations"]
     assert found == {"target": 300.0, "judge": "E(V)", "n": 2, "median": 300.0, "mean_relative_error": 0.0667}
+
+
+def test_a_lost_race_between_two_workers_is_written_again(db, monkeypatch):
+    from pymongo.errors import BulkWriteError
+
+    from stores.maggma import CampaignStore
+
+    start()
+    (identity,) = add([b2("Re", "Ru")])
+    original, calls = CampaignStore.update, []
+
+    def race(store, docs, key=None):
+        calls.append(store.collection_name)
+        if len(calls) == 1:
+            raise BulkWriteError({"writeErrors": [{"index": 0, "code": 11000, "errmsg": "duplicate key"}]})
+        return original(store, docs, key)
+
+    monkeypatch.setattr(CampaignStore, "update", race)
+    build_campaign(NAME)
+    assert calls[:2] == ["candidate_summaries", "candidate_summaries"]
+    assert summary(db, identity)["status"] == "waiting"
+
+    def refuse(store, docs, key=None):
+        raise BulkWriteError({"writeErrors": [{"index": 0, "code": 121, "errmsg": "no"}]})
+
+    monkeypatch.setattr(CampaignStore, "update", refuse)
+    add([b2("Re", "Ir")], first=1)
+    with pytest.raises(BulkWriteError):
+        build_campaign(NAME)
