@@ -168,12 +168,13 @@ class _Walk:
     def _up_structure(self, document: dict[str, Any]) -> tuple[list[Step], dict[str, int]]:
         """A structure came from where its first source says: a candidate, a relaxation, or the outside."""
         source = (document.get("sources") or [{}])[0]
-        if _is_id(str(source.get("id", ""))):
-            return [(f"{source.get('kind', 'from')} as", source["id"])], {}
         key = {"structure_id": document["structure_id"]}
         if source.get("kind") == "generated":
             first = _earliest(self.db["candidates"].find(key, {"candidate_id": 1, "provenance.created_at": 1}))
-            return ([("generated as", first["candidate_id"])] if first else []), {}
+            if first:
+                return [("generated as", first["candidate_id"])], {}
+        if _is_id(str(source.get("id", ""))):
+            return [(f"{source.get('kind', 'from')} as", source["id"])], {}
         if source.get("kind") == "relaxed":
             found = self.db["calculations"].find(
                 {"output_structure_id": document["structure_id"]}, {"calculation_id": 1, "provenance.created_at": 1}
