@@ -27,7 +27,7 @@ from inv_design.generators.crystals import (
     padded_numbers,
     species_order,
 )
-from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm, sigma_of
+from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm
 from inv_design.generators.known_crystals import KnownCrystals
 from inv_design.generators.networks import Networks, Shapes
 from inv_design.generators.property_model import PropertyModel, count_elements
@@ -99,6 +99,8 @@ class ConCDVAESettings:
         Whether the symmetry that a sample nearly has is made exact.
     unique
         Whether samples of one call must differ from each other.
+    novel
+        Whether training crystals are refused.
     min_ratio
         Smallest distance of a sample as a share of the sum of metallic radii.
     attempts
@@ -134,6 +136,7 @@ class ConCDVAESettings:
     max_species: int | None = None
     symmetrise: bool = True
     unique: bool = True
+    novel: bool = True
     min_ratio: float = 0.75
     attempts: int = 30
     joint_steps: int = 1200
@@ -328,7 +331,9 @@ class ConCDVAE(SavedAsBytes):
         }  # fmt: skip
         best.restore()
         metrics |= best.metrics
-        self.latents = Latents.of(networks, parts)
+        networks.eval()
+        parts = [part.encoded(networks) for part in parts]
+        self.latents = Latents.of(parts)
         metrics["decoder_loss"] = train_steps(
             self._frozen_loss(generator), [networks.decoder], parts, steps=alone, batch=settings.batch, rate=rate,
             generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
@@ -350,8 +355,8 @@ class ConCDVAE(SavedAsBytes):
             total, count = torch.zeros(()), 0
             for part in batch:
                 with torch.no_grad():
-                    mean, log_variance = networks.encoder(part.coords, part.cells)
-                    z = reparametrised(mean, log_variance, generator)
+                    assert part.latent is not None
+                    z = reparametrised(part.latent[:, 0], part.latent[:, 1], generator)
                     shown = keep_condition(len(z), settings.condition_dropout, generator)
                     zc = networks.heads.latent(z, part.values, shown)
                 total = total + decoder_loss(networks, part, zc, weights, generator).sum()
@@ -464,7 +469,7 @@ class ConCDVAE(SavedAsBytes):
     def _refuse(self, structure: Structure, found: KnownCrystals) -> str | None:
         if geometry_reasons(structure, min_ratio=self.settings.min_ratio):
             return "geometry"
-        if self.known.contains(structure):
+        if self.settings.novel and self.known.contains(structure):
             return "known"
         if self.settings.unique and found.contains(structure):
             return "duplicate"
@@ -668,7 +673,7 @@ class ConCDVAE(SavedAsBytes):
 
         def score(x: Tensor, level: Tensor) -> Tensor:
             normalised, _ = decoder(x, cells, part.zc, level, anchor)
-            return normalised * score_norm(sigma_of(level))[:, None, None]
+            return normalised * score_norm(level)[:, None, None]
 
         start = torch.rand((*numbers.shape, 3), generator=generator)
         coords = sample_coordinates(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 SIGMA_MIN = 0.01
 SIGMA_MAX = 0.5
-WINDINGS = torch.arange(-6, 7, dtype=torch.float32)
+WINDINGS = torch.arange(-4, 5, dtype=torch.float32)
+TABLE_SIZE = 256
 
 
 def sigma_of(level: Tensor) -> Tensor:
@@ -36,8 +38,22 @@ def wrapped_score(delta: Tensor, sigma: Tensor) -> Tensor:
     return -(weight * d).sum(-1) / sigma**2
 
 
-def score_norm(sigma: Tensor) -> Tensor:
-    """Return the root mean square of :func:`wrapped_score` over the wrapped normal itself, by quadrature."""
+def score_norm(level: Tensor) -> Tensor:
+    """Return the root mean square of :func:`wrapped_score` over the wrapped normal of a noise level, from a table."""
+    position = level * (TABLE_SIZE - 1)
+    low = position.floor().clamp(0, TABLE_SIZE - 2)
+    table = _log_norms()
+    index = low.long()
+    return torch.exp(torch.lerp(table[index], table[index + 1], position - low))
+
+
+@cache
+def _log_norms() -> Tensor:
+    return _norms(sigma_of(torch.linspace(0.0, 1.0, TABLE_SIZE))).log()
+
+
+def _norms(sigma: Tensor) -> Tensor:
+    """Return the root mean square of the score by quadrature."""
     grid = (torch.arange(400, dtype=torch.float32) + 0.5) / 400 - 0.5
     widths = sigma.reshape(-1, 1)
     # below a width of 0.08 the wrapping does not matter and the exact value is 1 / sigma

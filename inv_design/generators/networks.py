@@ -334,7 +334,7 @@ class Decoder(nn.Module):
         n = coords.shape[1]
         delta = coords - anchor_coordinates(anchor)
         sigma = sigma_of(level)[:, None, None]
-        toward = (wrapped_score(delta, sigma.expand_as(delta)) / score_norm(sigma)).clamp(-4.0, 4.0)
+        toward = (wrapped_score(delta, sigma.expand_as(delta)) / score_norm(level)[:, None, None]).clamp(-4.0, 4.0)
         whole = torch.cat([self.join(z), level_waves(level)], -1)[:, None, :].expand(-1, n, -1)
         h = self.network(coords, cells, torch.cat([whole, anchor.flatten(-2), waves(delta, 1), toward], -1))
         free, gate = self.score(h).chunk(2, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,16 +109,33 @@ def lattice_matrix(lengths: Tensor, angles: Tensor) -> Tensor:
 
 @dataclass
 class Part:
-    """Crystals of one bucket: cells, coordinates (b, n, 3), scaled values (b,) and sampling weights (b,)."""
+    """Crystals of one bucket.
+
+    Attributes
+    ----------
+    cells, coords
+        Cells and fractional coordinates (b, n, 3).
+    values, weights
+        Scaled property values and sampling weights, both (b,).
+    latent
+        Latent means and log variances, stacked (b, 2, d), once the encoder is frozen.
+    """
 
     cells: Cells
     coords: Tensor
     values: Tensor
     weights: Tensor
+    latent: Tensor | None = None
 
     def rows(self, index: Tensor) -> Part:
         """Return the chosen crystals."""
-        return Part(self.cells.rows(index), self.coords[index], self.values[index], self.weights[index])
+        latent = None if self.latent is None else self.latent[index]
+        return Part(self.cells.rows(index), self.coords[index], self.values[index], self.weights[index], latent)
+
+    @torch.no_grad()
+    def encoded(self, networks: Networks) -> Part:
+        """Return the crystals with their latent vectors."""
+        return replace(self, latent=torch.stack(networks.encoder(self.coords, self.cells), 1))
 
 
 def make_parts(
@@ -258,7 +275,7 @@ def decoder_loss(
     level = torch.rand(b, generator=generator)
     sigma = sigma_of(level)[:, None, None]
     noise = sigma * torch.randn((b, n, 3), generator=generator)
-    target = wrapped_score(wrap(noise), sigma.expand_as(noise)) / score_norm(sigma)
+    target = wrapped_score(wrap(noise), sigma.expand_as(noise)) / score_norm(level)[:, None, None]
     others = torch.randint(1, ELEMENTS + 1, (b, n), generator=generator)
     flip = (torch.rand((b, n), generator=generator) < species_noise * level[:, None]) & cells.mask
     noisy = Cells(
@@ -385,14 +402,12 @@ class Latents:
     weights: Tensor
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, networks: Networks, parts: list[Part]) -> Latents:
-        """Encode the crystals."""
-        networks.eval()
-        encoded = [networks.encoder(part.coords, part.cells) for part in parts]
+    def of(cls, parts: list[Part]) -> Latents:
+        """Collect the latent vectors of encoded crystals."""
+        latent = torch.cat([part.latent for part in parts if part.latent is not None])
         return cls(
-            mean=torch.cat([mean for mean, _ in encoded]),
-            log_variance=torch.cat([log for _, log in encoded]),
+            mean=latent[:, 0],
+            log_variance=latent[:, 1],
             values=torch.cat([part.values for part in parts]),
             weights=torch.cat([part.weights for part in parts]),
         )
