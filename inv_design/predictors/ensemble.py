@@ -81,7 +81,7 @@ class CGCNNEnsemble:
         self.mean, self.deviation = 0.0, 1.0  # of log10 of the training values
         self.members: list[CGCNN] = []
         self.metrics: dict[str, float] = {}
-        self.held_out_fraction = holdout  # the least of this model and those it was continued from
+        self.held_out_fraction = holdout  # 0 once continued from a model that held out less
 
     def fit(
         self,
@@ -98,9 +98,9 @@ class CGCNNEnsemble:
 
         ``warm_start`` continues a fitted committee: pass the old data along with the new, at a reduced learning rate it
         is the replay that keeps the networks from forgetting. Its networks' shape and its scaling of the target are
-        kept; a larger committee continues some networks twice, in another order of the data. Where the earlier model
-        had seen the held-out groups, its uncertainty scale is a lower bound, because errors on those groups are then
-        too good.
+        kept; a larger committee continues some networks twice, in another order of the data. A model that was trained
+        on everything has seen what would be held out, and errors on it would be too good to be true: then nothing is
+        held out, every label trains, and its uncertainty scale is kept.
 
         Returns
         -------
@@ -112,7 +112,10 @@ class CGCNNEnsemble:
         previous = self._check_warm_start(warm_start)
         graphs = self._graphs_or_raise(structures)
         logs = np.log10(target)
-        test = held_out(names, self.holdout)
+        self.held_out_fraction = self.holdout
+        if previous is not None and previous.held_out_fraction < self.holdout:
+            self.held_out_fraction = 0.0
+        test = held_out(names, self.held_out_fraction)
         train = np.flatnonzero(~test)
         if previous is None:
             self.mean, self.deviation = float(logs[train].mean()), float(max(logs[train].std(), 1e-3))
@@ -136,7 +139,6 @@ class CGCNNEnsemble:
                 )
             )
         self.members = members
-        self.held_out_fraction = min(self.holdout, previous.held_out_fraction if previous else self.holdout)
         self.metrics = self._measure(graphs, logs, test, previous)
         return dict(self.metrics)
 
@@ -298,9 +300,7 @@ class CGCNNEnsemble:
         if test.any():
             raw = calibration.spread(members, self.floor)[test]
             if test.sum() >= calibration.ENOUGH:
-                fitted = calibration.scale_factor(errors[test], raw)
-                seen = previous is not None and previous.held_out_fraction < self.holdout
-                self.scale = max(fitted, self.scale) if seen else fitted
+                self.scale = calibration.scale_factor(errors[test], raw)
             metrics |= {
                 "n_holdout": float(test.sum()),
                 "mae_log10": float(np.abs(errors[test]).mean()),

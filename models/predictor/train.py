@@ -87,8 +87,8 @@ def main() -> None:
     settings = CGCNNEnsemble().settings
     if validation["cgcnn_settings"] != settings:
         raise SystemExit(f"{arguments.validation} was made with other settings; run benchmarks/predictor.py again")
-    scale = next(r for r in validation["rows"] if r["predictor"] == ROW)["std_scale"]
-    predictor = CGCNNEnsemble(**settings | {"holdout": 0.0, "scale": scale})
+    row = next(r for r in validation["rows"] if r["predictor"] == ROW)
+    predictor = CGCNNEnsemble(**settings | {"holdout": 0.0, "scale": row["std_scale"]})
     alloys = load_alloys()
     began = time.process_time()
     metrics = predictor.fit(
@@ -98,6 +98,7 @@ def main() -> None:
         progress=lambda done, steps, text: print(f"{done}/{steps} {text}", flush=True),
     )
     seconds = time.process_time() - began
+    predictor.metrics |= {f"cv_{name}": row[name] for name in ("mae_log10", "rmse_log10", "coverage_68")}
     blob = predictor.to_bytes()
     written = card(validation, metrics, sha256(blob), len(blob), seconds)
     arguments.output.mkdir(parents=True, exist_ok=True)

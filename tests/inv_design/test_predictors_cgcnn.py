@@ -15,7 +15,7 @@ from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
 from inv_design.predictors.ensemble import CGCNNEnsemble
 from inv_design.predictors.graph import build_graph
 from inv_design.predictors.protocol import Prediction, Predictor
-from inv_design.predictors.registry import load_predictor, make_predictor, predictor_names
+from inv_design.predictors.registry import default_predictor, load_predictor, make_predictor, predictor_names
 from inv_design.weights import pack, unpack
 
 SMALL = {"hidden": 16, "head": 24, "convolutions": 2, "committee": 2, "epochs": 12, "warm_epochs": 2, "batch_size": 16}
@@ -153,13 +153,17 @@ def test_warm_start_continues_and_keeps_the_held_out_groups(fitted, crystals, mo
     assert metrics["train_mae_log10"] < 1.1 * fitted.metrics["train_mae_log10"]
 
 
-def test_warm_start_from_a_model_that_saw_everything_does_not_shrink_its_uncertainty(crystals, moduli):
+def test_warm_start_from_a_model_that_saw_everything_holds_nothing_out_and_keeps_its_uncertainty(crystals, moduli):
     everything = CGCNNEnsemble(**{**SMALL, "epochs": 3}, holdout=0.0, scale=50.0)
     metrics = everything.fit(crystals, moduli)
     assert metrics["n_train"] == len(crystals)
     assert "mae_log10" not in metrics
     warm = CGCNNEnsemble(**SMALL)
-    assert warm.fit(crystals, moduli, warm_start=everything)["std_scale"] == 50.0
+    metrics = warm.fit(crystals, moduli, warm_start=everything)
+    assert (metrics["n_train"], metrics["std_scale"]) == (len(crystals), 50.0)
+    assert "mae_log10" not in metrics
+    again = CGCNNEnsemble(**{**SMALL, "warm_epochs": 1})
+    assert again.fit(crystals, moduli, warm_start=load_predictor(warm.to_bytes()))["n_train"] == len(crystals)
 
 
 def test_warm_start_of_another_shape_is_refused(fitted, crystals, moduli):
@@ -202,6 +206,31 @@ def test_a_time_budget_shortens_the_training(crystals, moduli):
     predictor = CGCNNEnsemble(**{**SMALL, "committee": 1, "epochs": 100_000}, time_budget=0.5)
     predictor.fit(crystals, moduli, progress=lambda k, *_: seen.append(k))
     assert 1 <= len(seen) < 1000
+
+
+def test_the_packaged_predictor_knows_its_training_set_and_says_how_it_was_validated():
+    alloys = load_alloys()[::4]
+    predictor = default_predictor()
+    result = predictor.predict([a.structure for a in alloys])
+    errors = np.abs(np.log10(result.values) - np.log10([a.labels["bulk_modulus_vrh"] for a in alloys]))
+    assert errors.mean() < 0.03
+    assert result.errors == [None] * len(alloys)
+    assert predictor.metrics["cv_mae_log10"] <= 0.039
+    assert 0.6 < predictor.metrics["cv_coverage_68"] < 0.75
+    with pytest.raises(ValueError, match="'band_gap'; there is one of bulk_modulus_vrh"):
+        default_predictor("band_gap")
+
+
+def test_the_packaged_predictor_ranks_metals_and_bears_distortion():
+    predictor = default_predictor()
+    tungsten = Structure(Lattice.cubic(3.17), ["W", "W"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    lead = Structure(Lattice.cubic(5.03), ["Pb"] * 4, [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    squeezed = nial()
+    squeezed.scale_lattice(nial().volume * 0.95)
+    values = predictor.predict([lead, nial(), tungsten, squeezed]).values
+    assert values[0] < values[1] < values[2]
+    assert values[1] == pytest.approx(158.0, rel=0.12)  # PBE
+    assert values[3] == pytest.approx(values[1], rel=0.15)
 
 
 def test_unknown_names_and_settings_are_quoted():
