@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from typing import Any
@@ -32,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),
 }
 """Command name -> (module:function inside this package, the first line of its help)."""
+
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Numerical libraries read these when they are imported; what the user has set is kept."""
 
 
 class LazyGroup(click.Group):
@@ -64,6 +69,8 @@ class LazyGroup(click.Group):
 
     def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
         """Run the command line and exit with 0 done, 1 failed, 2 wrong usage, 3 nothing matched, 130 interrupted."""
+        for variable in THREADS:  # small crystals on shared cores: more threads are many times slower
+            os.environ.setdefault(variable, "1")
         settings = extra.setdefault("obj", Settings())
         extra["standalone_mode"] = False
         with warnings.catch_warnings():

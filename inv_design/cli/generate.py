@@ -36,6 +36,11 @@ SUFFIXES = (".extxyz", ".xyz", ".json", ".jsonl", ".csv", ".cif", ".zip", "")
     type=click.IntRange(min=1),
     help="Keep the best of so many latents by predicted property; 1: off.",
 )
+@click.option(
+    "--rank",
+    type=click.Choice(("decoded", "latent")),
+    help="What the filter ranks by: the decoded cell, or the latent.",
+)
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance factor; 1: conditional only.")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path),
@@ -55,6 +60,7 @@ def generate(
     exclude: tuple[str, ...],
     max_sites: int | None,
     latent_filter: int | None,
+    rank: str | None,
     guidance: float | None,
     output: Path,
 ) -> None:
@@ -77,7 +83,7 @@ def generate(
         max_sites=max_sites,
     )
     generator, label = find_generator(settings, model)
-    configure(generator, latent_filter=latent_filter, guidance=guidance)
+    generator = configured(generator, latent_filter=latent_filter, rank_with=rank, guidance=guidance)
     warn_of_extrapolation(generator, wanted)
     with render.progress("Generate", number) as bar, render.quiet():
         samples = generator.sample(number, condition, seed=seed, progress=bar)
@@ -86,22 +92,26 @@ def generate(
     report_result(settings, samples, written, label, output)
 
 
-def configure(generator: Generator, **options: Any) -> None:
-    """Change the sampling settings of a fitted generator; options that are ``None`` were not given.
+def configured(generator: Generator, **options: Any) -> Generator:
+    """Return the generator with other sampling settings; options that are ``None`` were not given.
 
     Raises
     ------
     click.UsageError
-        If it has no such settings.
+        If it has no such settings, or refuses a value.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if not given:
-        return
-    change = getattr(generator, "configure", None)
-    if change is None:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        return generator
+    with_settings = getattr(generator, "with_settings", None)
+    flags = ", ".join(f"--{name.removesuffix('_with').replace('_', '-')}" for name in given)
+    if with_settings is None:
         raise click.UsageError(f"the generator {generator.name} does not take {flags}")
-    change(**given)
+    try:
+        made: Generator = with_settings(**given)
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(f"the generator {generator.name} refuses {flags}: {error}") from None
+    return made
 
 
 def warn_of_extrapolation(generator: Generator, targets: dict[str, float]) -> None:
