@@ -51,7 +51,7 @@ def screen_predictor(
     values = {name: float(r["value"]) for name, r in records.items() if _usable(r)}
     missing = [name for name, r in records.items() if name in targets and name not in values]
     reasons += target_reasons(
-        {**_structure_values(structure), **values}, targets, tolerance=config.tolerance
+        {**_structure_values(structure, targets), **values}, targets, tolerance=config.tolerance
     )  # fmt: skip
     if reasons:
         return Verdict("predictor", "rejected", tuple(reasons))
@@ -116,5 +116,7 @@ def _usable(record: Mapping[str, Any]) -> bool:
     return not record.get("error") and value is not None and math.isfinite(float(value))
 
 
-def _structure_values(structure: Structure) -> dict[str, float]:
-    return {"density": float(structure.density), "volume_per_atom": structure.volume / len(structure)}
+def _structure_values(structure: Structure, wanted: Iterable[str]) -> dict[str, float]:
+    """Return the wanted properties that the crystal itself has: ``density`` in g/cm^3, ``volume_per_atom`` in Å^3."""
+    have = {"density": lambda: float(structure.density), "volume_per_atom": lambda: structure.volume / len(structure)}
+    return {name: have[name]() for name in wanted if name in have}
