@@ -96,7 +96,7 @@ def query(
         wanted["status"] = status
     if rounds:
         wanted["round"] = {"$in": list(rounds)}
-    keys = sort_keys(sort, fields) or [("round", 1), ("candidate_id", 1)]
+    keys = [*(sort_keys(sort, fields) or [("round", 1)]), ("candidate_id", 1)]  # ties in a fixed order
     if limit is None:
         limit = TABLE_LIMIT if form == "table" else 0
     cursor = collection.find(wanted, {"_id": 0}).sort(keys).skip(skip).limit(limit)

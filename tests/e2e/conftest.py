@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from click.testing import Result
@@ -34,8 +35,8 @@ CRYSTALS: list[list[tuple[str, str, float, float, float | None, bool, float | No
 ]
 
 
-def write_campaign(folder: Path) -> dict[str, Any]:  # noqa: PLR0915 - one record after the other
-    """Write campaign.yaml and the embedded database of the campaign into a folder; return the ids of its records."""
+def write_campaign(folder: Path, database: str = "embedded") -> dict[str, Any]:
+    """Write campaign.yaml into a folder and the campaign's records into a database; return the ids of the records."""
     import numpy as np
     import yaml
     from pymatgen.core import Lattice, Structure
@@ -60,7 +61,7 @@ def write_campaign(folder: Path) -> dict[str, Any]:  # noqa: PLR0915 - one recor
     config = CampaignConfig.model_validate(raw)
     made = provenance(command="tests")
     ids: dict[str, Any] = {"candidates": {}, "models": {}, "training_sets": []}
-    with connect("embedded", root=folder) as connection:
+    with connect(database, root=folder) as connection:
         records.insert_campaign(NAME, config.model_dump(mode="json"), targets=config.targets, provenance=made)
         alloys = load_alloys()[:30]
         ingest_reference(alloys, "packaged")
@@ -159,6 +160,21 @@ def written_campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     """Give (folder, ids) of the campaign; its tests only read it."""
     folder = tmp_path_factory.mktemp("stiff")
     return folder, write_campaign(folder)
+
+
+@pytest.fixture
+def served_campaign(wire_server: str, tmp_path: Path) -> Iterator[str]:
+    """Give the URI of a server's database that holds the campaign, dropped after the test."""
+    from pymongo import MongoClient
+
+    name = f"inv_design_test_{uuid.uuid4().hex[:12]}"
+    head, _, options = wire_server.partition("?")
+    uri = f"{head.rstrip('/')}/{name}" + (f"?{options}" if options else "")
+    write_campaign(tmp_path, uri)
+    yield uri
+    client: MongoClient[Any] = MongoClient(wire_server)
+    client.drop_database(name)
+    client.close()
 
 
 @pytest.fixture

@@ -312,3 +312,23 @@ def test_an_unreachable_server_is_one_line(inv_design: Run, monkeypatch: pytest.
     result = inv_design("status", "--database", "mongodb://user@localhost:1/x")
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.wire
+def test_a_server_answers_like_the_embedded_database(inv_design: Run, served_campaign: str, tmp_path: Path) -> None:
+    embedded = inv_design("query", "--json", "-w", "K>300", "--without", "Ta", "--sort", "-K")
+    served = inv_design(
+        "query", "--json", "-w", "K>300", "--without", "Ta", "--sort", "-K", "--database", served_campaign
+    )
+    assert formulas(served) == formulas(embedded) == ["OsW", "ReW", "ReMo", "RuW"]
+    first, second = (
+        json.loads(inv_design("status", "--json", *more).stdout)["rounds"]
+        for more in ([], ["--database", served_campaign])
+    )
+    assert [r["funnel"] for r in first] == [r["funnel"] for r in second]
+    identity = json.loads(served.stdout)[0]["candidate_id"]
+    for command in ("show", "why", "lineage"):
+        assert inv_design(command, identity, "--database", served_campaign).exit_code == 0
+    result = inv_design("report", "-o", tmp_path / "served.html", "--database", served_campaign)
+    assert result.exit_code == 0, result.output
+    assert "3 of 4" in (tmp_path / "served.html").read_text()
