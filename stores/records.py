@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 SYMPREC = 0.01  # Å, for the space group that is shown and that buckets duplicates
 BATCH = 1000
+GRAMS_PER_DALTON = 1.66053906660  # in 1e-24 g (CODATA 2018), so that dalton / Å^3 becomes g/cm^3
 
 Inserted = tuple[str, bool]
 
@@ -82,7 +83,7 @@ def structure_record(
         "elements": sorted({element.symbol for element in structure.composition.elements}),
         "nsites": len(structure),
         "volume": float(structure.volume),
-        "density": float(structure.density),
+        "density": sum(float(site.specie.atomic_mass) for site in structure) * GRAMS_PER_DALTON / structure.volume,
         "spacegroup": {"number": number, "symbol": symbol, "symprec": SYMPREC},
         "fingerprint": f"{formula}|{len(structure)}|{number}",
         "sources": [dict(source)],

@@ -35,7 +35,7 @@ class SQLiteServer(ServerStore):
         self._lock_file = None if read_only else FileLock(path)
         try:
             self.sqlite = self._open_file()
-            self._load_names()
+            self._forget()
         except BaseException:
             if self._lock_file is not None:
                 self._lock_file.release()
@@ -79,6 +79,7 @@ class SQLiteServer(ServerStore):
         empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if empty and not self.read_only:
             connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")  # all of it or nothing, should the process be killed here
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             connection.execute(
@@ -88,6 +89,7 @@ class SQLiteServer(ServerStore):
             connection.execute(
                 "CREATE TABLE indexes (number INTEGER, name TEXT, config BLOB, PRIMARY KEY(number, name))"
             )
+            connection.execute("COMMIT")
         elif not empty and (application_id, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise ConnectionError(
                 f"{self.path} is no embedded database of version {SCHEMA_VERSION} "
@@ -98,13 +100,12 @@ class SQLiteServer(ServerStore):
             connection.execute("PRAGMA wal_autocheckpoint=4000")
             connection.execute("PRAGMA cache_size=-65536")
 
-    def _load_names(self) -> None:
-        """Make the stores of the collections in the file; documents are read when they are asked for."""
-        has_tables = self.sqlite.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not has_tables:
-            return
-        for number, database, name in self.sqlite.execute("SELECT number, database, name FROM collections").fetchall():
-            self[database].adopt(name, number)
+    def _names(self) -> dict[tuple[str, str], int]:
+        """Return (database, collection) -> number in the file."""
+        if not self.sqlite.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return {}  # a snapshot of a file that its writer has not set up yet
+        rows = self.sqlite.execute("SELECT database, name, number FROM collections").fetchall()
+        return {(database, name): number for database, name, number in rows}
 
     def __getitem__(self, name: str) -> SQLiteDatabase:
         if name not in self._databases:
@@ -171,17 +172,12 @@ class SQLiteServer(ServerStore):
         self._forget()
 
     def _forget(self) -> None:
-        """Drop everything that is held in memory; the file is the truth."""
+        """Drop what is held in memory and know the collections in the file; documents are read when asked for."""
         self.cached_bytes = 0
-        numbers: dict[tuple[str, str], int] = {}
-        with contextlib.suppress(sqlite3.OperationalError):  # no tables yet
-            numbers = {
-                (database, name): number
-                for number, database, name in self.sqlite.execute("SELECT number, database, name FROM collections")
-            }
-        for database in self._databases.values():
-            for name in {*database._collections, *(n for d, n in numbers if d == database.name)}:
-                database[name].reload(numbers.get((database.name, name)))
+        numbers = self._names()
+        known = {(database.name, name) for database in self._databases.values() for name in database.names()}
+        for database, name in known | set(numbers):
+            self[database][name].reload(numbers.get((database, name)))
 
     def refresh(self) -> None:
         """Move a read-only snapshot to the present."""
@@ -190,8 +186,6 @@ class SQLiteServer(ServerStore):
                 self._check_usable()
                 self.sqlite.execute("COMMIT")
                 self.sqlite.execute("BEGIN")
-                for name in self.sqlite.execute("SELECT DISTINCT database FROM collections").fetchall():
-                    self[name[0]]
                 self._forget()
 
     def close(self) -> None:
@@ -224,9 +218,9 @@ class SQLiteDatabase(DatabaseStore):
                 self._collections[name] = SQLiteCollection(self.server, self.name, name)
             return self._collections[name]
 
-    def adopt(self, name: str, number: int) -> None:
-        """Know a collection that is in the file."""
-        self[name].reload(number)
+    def names(self) -> list[str]:
+        """Return the names of the collections that were asked for or are in the file."""
+        return list(self._collections)
 
     def list_created_collection_names(self) -> list[str]:
         """Return the names of the collections that have documents or indexes or were created."""

@@ -181,6 +181,14 @@ def test_a_snapshot_of_a_file_that_nobody_writes(embedded_connection, tmp_path):
         writer.db["steps"].insert_one({"key": "b"})
 
 
+def test_a_snapshot_of_a_file_that_is_only_being_made(tmp_path):
+    (tmp_path / "inv_design.sqlite").touch()
+    with connect("embedded", root=tmp_path, read_only=True) as snapshot:
+        assert snapshot.db["steps"].count_documents({}) == 0
+        snapshot.refresh()
+        assert snapshot.db.list_collection_names() == []
+
+
 def test_connecting_to_the_same_server_twice_is_one_connection(wire_connection):
     assert connect(wire_connection.given[0]) is wire_connection
 

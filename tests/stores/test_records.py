@@ -48,6 +48,7 @@ def test_a_crystal_sent_twice_is_one_document(made):
     assert document.spacegroup == {"number": 225, "symbol": "Fm-3m", "symprec": 0.01}
     assert document.sources == [{"kind": "reference", "id": "mp-1"}]  # authoritative documents are not rewritten
     assert document.volume == pytest.approx(5.64**3)
+    assert document.density == pytest.approx(conventional.density, rel=1e-6)
     assert document.fingerprint == "NaCl|8|225"
     assert document.to_pymatgen() == conventional
 
