@@ -173,7 +173,15 @@ def stage_value(summary: Record, stage: str) -> float | None:
 def evaluations(documents: Iterable[Record]) -> list[Evaluation]:
     """Return the generators' evaluations that judged at least one crystal."""
     return [
-        Evaluation(d["round"], d["target"], d["judge"], d["n"], d["mean_relative_error"], d.get("median"))
+        Evaluation(
+            d["round"],
+            d["target"],
+            d["judge"],
+            d["n"],
+            d["mean_relative_error"],
+            d.get("median"),
+            d.get("values") or [],
+        )
         for d in documents
         if d["n"] and d.get("mean_relative_error") is not None
     ]

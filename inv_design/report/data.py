@@ -85,6 +85,8 @@ class Evaluation:
         In GPa.
     mean_relative_error
         Mean of abs(value - target) / target over the crystals (Li et al. 2025, equation 1), dimensionless.
+    values
+        The judged values in GPa, where they are known one by one.
     """
 
     round: int
@@ -93,6 +95,7 @@ class Evaluation:
     n: int
     mean_relative_error: float
     median: float | None = None
+    values: list[float] = field(default_factory=list)
 
 
 @dataclass

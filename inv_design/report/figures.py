@@ -125,15 +125,21 @@ def modulus_distributions(
 
 
 def target_errors(items: Sequence[Evaluation], *, target: float) -> str:
-    """Return two panels of one judge: mean relative error, and median achieved, both against the target in GPa."""
+    """Return two panels of one judge: mean relative error, and what was generated, both against the target in GPa."""
     rounds = sorted({item.round for item in items})
     with _figure(9.4, 3.3, nrows=1, ncols=2) as (fig, (left, right)):
+        span = max(i.target for i in items) - min(i.target for i in items)
         for index, number in enumerate(rounds):
             mine = sorted((i for i in items if i.round == number), key=lambda i: i.target)
             colour = round_colour(index, len(rounds))
             goals = [i.target for i in mine]
             left.plot(goals, [100 * i.mean_relative_error for i in mine], "o-", color=colour, ms=5,
                       label=f"round {number} (n = {min(i.n for i in mine)} each)")  # fmt: skip
+            shift = 0.012 * span * (index - (len(rounds) - 1) / 2)  # so that rounds stand beside each other
+            for item in mine:
+                right.scatter(
+                    [item.target + shift] * len(item.values), item.values, s=9, color=colour, alpha=0.35, lw=0
+                )
             achieved = [(i.target, i.median) for i in mine if i.median is not None]
             if achieved:
                 right.plot(*zip(*achieved, strict=True), "o-", color=colour, ms=5)
@@ -146,7 +152,7 @@ def target_errors(items: Sequence[Evaluation], *, target: float) -> str:
             axis.set_xlabel("Target bulk modulus (GPa)")
         left.set_ylim(bottom=0)
         left.set_ylabel("Mean relative error (%)")
-        right.set_ylabel("Median achieved (GPa)")
+        right.set_ylabel("Generated, by the judge (GPa)")
         left.legend()
         return _svg(fig)
 

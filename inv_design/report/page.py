@@ -166,7 +166,7 @@ def _target_errors(data: ReportData) -> str:
         mine = [e for e in data.evaluations if e.judge == judge]
         caption = (
             f"Judged by {judge}. Left: mean of |K - target| / target over all crystals generated for a target, before "
-            "any screening. Right: median of what was generated; dashed: target met. Red: the campaign's target."
+            "any screening. Right: each crystal and the medians; dashed: target met. Red: the campaign's target."
         )
         parts.append(_picture(figures.target_errors(mine, target=data.target), caption))
     return f"<h2>Target error of the generator</h2>{''.join(parts)}" if parts else ""
