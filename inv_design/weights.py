@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = "inv-design-weights-1"
+KEY = "inv_design"
 
 
 def pack(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> bytes:
@@ -19,7 +20,8 @@ def pack(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> bytes:
     import numpy as np
     from safetensors.numpy import save
 
-    metadata = {"format": FORMAT, "config": json.dumps(config, sort_keys=True)}
+    # one metadata key: safetensors writes several in random order, and the bytes' hash is the model's id
+    metadata = {KEY: json.dumps({"format": FORMAT, "config": config}, sort_keys=True)}
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata)
 
 
@@ -36,10 +38,10 @@ def unpack(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         header_size = int.from_bytes(blob[:8], "little")
-        metadata = json.loads(blob[8 : 8 + header_size])["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"unknown weights format {metadata['format']!r}, expected {FORMAT!r}")
-        return load(blob), json.loads(metadata["config"])
+        header = json.loads(json.loads(blob[8 : 8 + header_size])["__metadata__"][KEY])
+        if header["format"] != FORMAT:
+            raise ValueError(f"unknown weights format {header['format']!r}, expected {FORMAT!r}")
+        return load(blob), header["config"]
     except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"not a model file (safetensors with an inv_design header): {error}") from error
 

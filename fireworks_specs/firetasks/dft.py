@@ -24,11 +24,16 @@ class DftTask(CampaignTask):
         """Compute what has no result under the protocol yet."""
         from fireworks_specs.backends import get_backend
         from fireworks_specs.protocols import dft_protocol
+        from inv_design.mechanics.stages import failed
 
         backend = get_backend(self.config.stages.dft.backend)
         protocol = dft_protocol(self.config)
         todo = without_calculation(self["structure_ids"], backend.kind, protocol)
         starts = {i: relaxed_structure(i) for i in todo}
+        for missing in (i for i in todo if starts[i][1] is None):
+            record = failed(f"structure {missing} is not in the database")
+            where = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
+            insert_result(record, missing, **where, provenance=self.provenance([]))
         ids = [i for i in todo if starts[i][1] is not None]
         results = backend.compute([starts[i][1] for i in ids], self.config)
         for done, (index, record) in enumerate(results, start=1):

@@ -20,12 +20,17 @@ class ElasticTask(CampaignTask):
         """Compute what has no result under the protocol yet."""
         from fireworks_specs.pool import map_unordered
         from fireworks_specs.protocols import mlip_protocol
-        from inv_design.mechanics.stages import measure_elasticity
+        from inv_design.mechanics.stages import failed, measure_elasticity
 
         stage = self.config.stages.mlip
         protocol = mlip_protocol(self.config)
         todo = without_calculation(self["structure_ids"], "elastic", protocol)
         structures = structures_by_id(todo)
+        for missing in (i for i in todo if i not in structures):
+            record = failed(f"structure {missing} is not in the database")
+            insert_result(
+                record, missing, kind="elastic", method="mlip", protocol=protocol, provenance=self.provenance([])
+            )
         ids = [i for i in todo if i in structures]
         arguments = [
             {

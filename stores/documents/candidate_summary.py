@@ -30,7 +30,7 @@ class CandidateSummary(Derived):
     stage = StringField()
     status = StringField()
     reason = StringField()
-    reasons = ListField(StringField())
+    reasons = ListField(DictField())
     stages = DictField()
     bulk_modulus_vrh = FloatField()
     bulk_modulus_method = StringField()
