@@ -32,7 +32,7 @@ class DftTask(CampaignTask):
         starts = {i: relaxed_structure(i) for i in todo}
         for missing in (i for i in todo if starts[i][1] is None):
             record = failed(f"structure {missing} is not in the database")
-            where = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
+            where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
             insert_result(record, missing, **where, provenance=self.provenance([]))
         ids = [i for i in todo if starts[i][1] is not None]
         results = backend.compute([starts[i][1] for i in ids], self.config)
