@@ -74,20 +74,19 @@ def _niggli_primitive(structure: Structure) -> tuple[list[int], np.ndarray, np.n
     if not np.isfinite(structure.lattice.matrix).all() or structure.volume < 1e-3 * len(structure):
         raise ValueError(f"{structure.composition.formula} has a degenerate cell of {structure.volume:.3g} Å^3")
     numbers: list[int] = [site.specie.Z for site in structure]
-    cell = (structure.lattice.matrix, structure.frac_coords, numbers)
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, numbers)
     with np.errstate(all="ignore"):
         try:
             primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=SYMPREC)
         except spglib.SpglibError:  # atoms that overlap: keep the cell as it is
             primitive = None
     matrix, coords, numbers_out = primitive if primitive is not None else cell
-    reduced = spglib.niggli_reduce(matrix, eps=1e-5)
-    if reduced is None:
-        reduced = matrix
+    niggli = spglib.niggli_reduce(matrix, eps=1e-5)
+    reduced = np.asarray(matrix if niggli is None else niggli)
     if np.linalg.det(reduced) < 0:
         reduced = -reduced
-    coords = np.asarray(coords) @ matrix @ np.linalg.inv(reduced)
-    return [int(z) for z in numbers_out], np.asarray(reduced), coords % 1.0
+    coords = np.asarray(coords) @ np.asarray(matrix) @ np.linalg.inv(reduced)
+    return [int(z) for z in numbers_out], reduced, coords % 1.0
 
 
 @cache
