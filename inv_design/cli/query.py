@@ -170,15 +170,15 @@ def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO) -> N
 
 def show_table(documents: list[dict[str, Any]]) -> None:
     """Print one line per candidate."""
-    columns = ("id", "formula", "space group", "round", "stage", "status", "K (GPa)", "by", "Born", "reason")
+    columns = ("id", "formula", "K (GPa)", "by", "stage", "status", "round", "space group", "Born", "reason")
     rows = [
         (
-            d.get("candidate_id"), d.get("formula"), spacegroup(d), d.get("round"), d.get("stage"), d.get("status"),
-            modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"), d.get("born_stable"), d.get("reason"),
+            d.get("candidate_id"), d.get("formula"), modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"),
+            d.get("stage"), d.get("status"), d.get("round"), spacegroup(d), d.get("born_stable"), d.get("reason"),
         )
         for d in documents
     ]  # fmt: skip
-    render.table(rows, columns, right=("round", "K (GPa)"))
+    render.table(rows, columns, right=("round", "K (GPa)"), cut="reason")
 
 
 def spacegroup(document: dict[str, Any]) -> str:

@@ -46,34 +46,52 @@ def say(text: str) -> None:
 
 
 def table(
-    rows: Sequence[Sequence[Any]], columns: Sequence[str], *, title: str | None = None, right: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]], columns: Sequence[str], *, right: Sequence[str] = (), cut: str | None = None
 ) -> None:
-    """Print rows under column names; the columns named in ``right`` are aligned to the right."""
+    """Print rows under column names.
+
+    Parameters
+    ----------
+    right
+        Columns that are aligned to the right.
+    cut
+        The column that is cut off where the terminal is too narrow, so that no other is (ids are there to be copied).
+    """
     texts = [[cell if hasattr(cell, "plain") else number(cell) for cell in row] for row in rows]
     out = console()
     if not out.is_terminal:
-        _plain_table(texts, columns, title, right)
+        _plain_table(texts, columns, right)
         return
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for name in columns:
-        grid.add_column(name, justify="right" if name in right else "left")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        width = max([len(name), *(len(str(row[i])) for row in texts)])
+        whole = cut is not None and name != cut
+        grid.add_column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=cut is not None,
+            min_width=width if whole else None,
+            max_width=None if whole or cut is None else max(20, out.width - _whole_width(texts, columns, cut)),
+        )
     for row in texts:
         grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     out.print(grid)
 
 
-def _plain_table(
-    rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str | None, right: Sequence[str]
-) -> None:
+def _whole_width(rows: Sequence[Sequence[Any]], columns: Sequence[str], cut: str) -> int:
+    """Return the terminal columns that everything but the cut column takes."""
+    widths = [max([len(name), *(len(str(row[i])) for row in rows)]) for i, name in enumerate(columns) if name != cut]
+    return sum(widths) + 3 * len(columns)
+
+
+def _plain_table(rows: Sequence[Sequence[Any]], columns: Sequence[str], right: Sequence[str]) -> None:
     """Print aligned columns two spaces apart, nothing cut off, nothing after the last word of a line."""
     lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    if title:
-        print(title)
     for line in lines:
         cells = [
             cell.rjust(width) if name in right else cell.ljust(width)
@@ -183,30 +201,21 @@ def progress(description: str, total: int | None = None) -> Iterator[Bar]:
         finally:
             bar.finish()
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Figures(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.3g}/s" if task.speed else "", style="cyan")
+            of = f"/{task.total:.0f}" if task.total is not None else ""
+            rate = f"  {task.speed:.2g}/s" if task.speed else ""
+            seconds = "" if task.elapsed is None else f"  {duration(task.elapsed)}"
+            left = "" if task.time_remaining is None or task.finished else f"  {duration(task.time_remaining)} to go"
+            return Text(f"{task.completed:.0f}{of}{rate}{seconds}{left}")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeElapsedColumn(),
-        TextColumn("to go", style="dim"),
-        TimeRemainingColumn(),
+        Figures(),
         TextColumn("{task.fields[text]}", style="dim"),
     )
     with Progress(*columns, console=console(stderr=True), transient=False) as display:
