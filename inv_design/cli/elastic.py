@@ -12,9 +12,12 @@ from inv_design.cli.inputs import read_files
 from inv_design.cli.options import Settings, common_options, json_option
 
 if TYPE_CHECKING:
-    from ase.calculators.calculator import Calculator
+    from collections.abc import Iterator
 
     from inv_design.structures.files import ReadItem
+
+WORTH_WORKERS = 40
+"""Crystals from which on worker processes are worth their start."""
 
 EMPTY: dict[str, Any] = {
     "bulk_modulus_vrh": None,
@@ -50,26 +53,18 @@ def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: boo
 
     try:
         with render.quiet():
-            calculator = get_calculator(name)
+            get_calculator(name)
     except ValueError as error:
         raise click.BadParameter(one_line(str(error)), param_hint="--calculator") from None
     records: list[dict[str, Any]] = []
     items = list(read_files(files))
     with render.progress("Elastic tensors", len(items)) as bar:
-        for index, item in enumerate(items):
-            with render.quiet():
-                record = measure(item, calculator, relax=relax, fmax=fmax, max_steps=max_steps)
-            record = {
-                "source": item.source,
-                "index": index,
-                "id": item.properties.get("id"),
-                **record,
-                "calculator": name,
-            }
+        options = {"calculator": name, "relax": relax, "fmax": fmax, "max_steps": max_steps}
+        for done, record in enumerate(measured(items, options, bar), start=1):
             records.append(record)
             if settings.as_json:
                 render.json_line(record)
-            bar.update(index + 1, str(record["formula"] or ""))
+            bar.update(max(done, bar.done))
     if not settings.as_json:
         show_records(records, full=bool(settings.verbose))
     failed = sum(record["error"] is not None for record in records)
@@ -77,8 +72,46 @@ def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: boo
         raise CommandFailed(f"{failed} of {len(records)} crystals failed; their records say why")
 
 
-def measure(item: ReadItem, calculator: Calculator, *, relax: bool, fmax: float, max_steps: int) -> dict[str, Any]:
+def measured(items: list[ReadItem], options: dict[str, Any], bar: render.Bar) -> Iterator[dict[str, Any]]:
+    """Yield the record of each item in order; several are computed at a time, one per core.
+
+    ``$INV_DESIGN_WORKERS`` sets how many; a few crystals are computed here, for workers take seconds to start.
+    """
+    from fireworks_specs import pool
+
+    def placed(index: int, record: dict[str, Any]) -> dict[str, Any]:
+        item = items[index]
+        if "formula" not in record:  # its worker died
+            record = {"formula": None, **EMPTY, "unit": "GPa", "error": record["error"]}
+        place = {"source": item.source, "index": index, "id": item.properties.get("id")}
+        return {**place, **record, "calculator": options["calculator"]}
+
+    if len(items) < WORTH_WORKERS:
+        for index, item in enumerate(items):
+            yield placed(index, measure(item, **options))
+        return
+    waiting: dict[int, dict[str, Any]] = {}
+    following = 0
+    try:
+        arguments = [{"item": item, **options} for item in items]
+        for done, (index, record) in enumerate(pool.map_unordered(measure, arguments), start=1):
+            bar.update(done)
+            waiting[index] = placed(index, record)
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+    finally:
+        pool.close()
+
+
+def measure(item: ReadItem, *, calculator: str, relax: bool, fmax: float, max_steps: int) -> dict[str, Any]:
     """Return the elastic record of one crystal, or its error; moduli in GPa."""
+    with render.quiet():
+        return _measure(item, calculator, relax=relax, fmax=fmax, max_steps=max_steps)
+
+
+def _measure(item: ReadItem, name: str, *, relax: bool, fmax: float, max_steps: int) -> dict[str, Any]:
+    from inv_design.calculators.registry import get_calculator
     from inv_design.mechanics.elastic import elastic_tensor
     from inv_design.mechanics.relax import relax_structure
 
@@ -87,6 +120,7 @@ def measure(item: ReadItem, calculator: Calculator, *, relax: bool, fmax: float,
         return {"formula": None, **EMPTY, "unit": "GPa", "error": item.error}
     record: dict[str, Any] = {"formula": structure.composition.reduced_formula, **EMPTY, "unit": "GPa", "error": None}
     try:
+        calculator = get_calculator(name)
         if relax:
             relaxed = relax_structure(structure, calculator, fmax=fmax, max_steps=max_steps)
             if relaxed.error is not None or relaxed.structure is None:

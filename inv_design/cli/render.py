@@ -176,7 +176,7 @@ class Bar:
     def _line(self, text: str) -> None:
         seconds = time.monotonic() - self._start
         of = f"/{self.total}" if self.total is not None else ""
-        rate = f", {self.done / seconds:.2g}/s" if seconds > 0 and self.done else ""
+        rate = f", {number(self.done / seconds, 2)}/s" if seconds > 0 and self.done else ""
         left = ""
         if self.total and 0 < self.done < self.total:
             left = f", {duration(seconds / self.done * (self.total - self.done))} to go"
@@ -207,7 +207,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Bar]:
     class Figures(ProgressColumn):
         def render(self, task: Task) -> Text:
             of = f"/{task.total:.0f}" if task.total is not None else ""
-            rate = f"  {task.speed:.2g}/s" if task.speed else ""
+            rate = f"  {number(task.speed, 2)}/s" if task.speed else ""
             seconds = "" if task.elapsed is None else f"  {duration(task.elapsed)}"
             left = "" if task.time_remaining is None or task.finished else f"  {duration(task.time_remaining)} to go"
             return Text(f"{task.completed:.0f}{of}{rate}{seconds}{left}")

@@ -122,6 +122,19 @@ def test_elastic_writes_one_json_line_per_crystal_in_order(metals: Path) -> None
     assert "does not exist" in records[3]["error"]
 
 
+def test_elastic_by_workers_gives_the_same_in_the_same_order(metals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("elastic", metals, "bad.cif", metals, "-k", "emt", "--json")
+    alone = [json.loads(line) for line in run(*args).stdout.splitlines()]
+    monkeypatch.setattr("inv_design.cli.elastic.WORTH_WORKERS", 2)
+    monkeypatch.setenv("INV_DESIGN_WORKERS", "2")
+    together = [json.loads(line) for line in run(*args).stdout.splitlines()]
+    assert [r["index"] for r in together] == [0, 1, 2, 3, 4]
+    for one, other in zip(alone, together, strict=True):
+        assert one["source"] == other["source"]
+        assert one["error"] == other["error"]
+        assert other["bulk_modulus_vrh"] == pytest.approx(one["bulk_modulus_vrh"])
+
+
 def test_elastic_as_a_table(metals: Path) -> None:
     result = run("elastic", metals, "-k", "emt", "--no-relax", "-v")
     assert result.exit_code == 0, result.output
