@@ -39,6 +39,7 @@ from inv_design.generators.training import (
     LossWeights,
     Part,
     Scaling,
+    Substitutions,
     decoder_loss,
     joint_loss,
     keep_condition,
@@ -84,6 +85,8 @@ class ConCDVAESettings:
         Factor on the noise that the coordinate sampler puts back.
     species_temperature
         Divides the logits of the species; below 1 the likeliest species of a latent vector prevail.
+    shape_temperature
+        The same for the number of atoms and the stoichiometry, which must agree with the latent vector's lattice.
     lookahead
         Width in ln of the property within which a new species must bring the crystal to the target; ``None`` leaves the
         species to the composition head alone.
@@ -116,6 +119,8 @@ class ConCDVAESettings:
         Crystals per step and the highest learning rate.
     condition_dropout
         Share of crystals trained without their condition (for guidance).
+    substitution
+        Share of training crystals whose lattice and coordinates are learned with other elements of like size.
     validation
         Share of crystals held out to stop the heads early.
     natoms_weight ... kl_weight
@@ -129,6 +134,7 @@ class ConCDVAESettings:
     prior_calls: int = 50
     temperature: float = 1.0
     species_temperature: float = 1.0
+    shape_temperature: float = 0.3
     lookahead: float | None = 0.08
     volume_correction: float = 0.8
     caution: float = 0.5
@@ -148,6 +154,7 @@ class ConCDVAESettings:
     batch: int = 96
     rate: float = 2e-3
     condition_dropout: float = 0.2
+    substitution: float = 0.5
     validation: float = 0.08
     natoms_weight: float = 1.0
     coords_weight: float = 10.0
@@ -314,6 +321,7 @@ class ConCDVAE(SavedAsBytes):
         networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
         generator = torch.Generator().manual_seed(seed)
         joint, alone, prior = steps
+        swaps = Substitutions.of(self.crystals, self.scaling, settings.substitution)
         best = _Best([networks.encoder, networks.heads, networks.predictor, networks.anchor])
 
         def stop_early(step: int) -> None:
@@ -324,7 +332,9 @@ class ConCDVAE(SavedAsBytes):
 
         metrics = {
             "joint_loss": train_steps(
-                lambda batch: joint_loss(networks, batch, weights, settings.condition_dropout, generator),
+                lambda batch: joint_loss(
+                    networks, batch, weights, generator, substitutions=swaps, dropout=settings.condition_dropout
+                ),
                 [networks.encoder, networks.heads, networks.predictor, networks.anchor],
                 parts, steps=joint, batch=settings.batch, rate=rate, decay=0.01, generator=generator, after=stop_early,
             )
@@ -335,8 +345,8 @@ class ConCDVAE(SavedAsBytes):
         parts = [part.encoded(networks) for part in parts]
         self.latents = Latents.of(parts)
         metrics["decoder_loss"] = train_steps(
-            self._frozen_loss(generator), [networks.decoder], parts, steps=alone, batch=settings.batch, rate=rate,
-            generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
+            self._frozen_loss(swaps, generator), [networks.decoder], parts, steps=alone, batch=settings.batch,
+            rate=rate, generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
         )  # fmt: skip
         if not self._fitted:
             self.latent_scale = _spread(self.latents.mean)
@@ -348,7 +358,7 @@ class ConCDVAE(SavedAsBytes):
         self._round()
         return metrics
 
-    def _frozen_loss(self, generator: torch.Generator) -> Callable[[list[Part]], Tensor]:
+    def _frozen_loss(self, swaps: Substitutions, generator: torch.Generator) -> Callable[[list[Part]], Tensor]:
         networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
 
         def loss_of(batch: list[Part]) -> Tensor:
@@ -359,7 +369,8 @@ class ConCDVAE(SavedAsBytes):
                     z = reparametrised(part.latent[:, 0], part.latent[:, 1], generator)
                     shown = keep_condition(len(z), settings.condition_dropout, generator)
                     zc = networks.heads.latent(z, part.values, shown)
-                total = total + decoder_loss(networks, part, zc, weights, generator).sum()
+                shape = swaps.apply(part.cells, generator)
+                total = total + decoder_loss(networks, part, zc, weights, generator, cells=shape).sum()
                 count += len(zc)
             return total / count
 
@@ -533,7 +544,7 @@ class ConCDVAE(SavedAsBytes):
         possible = (sizes <= largest) & (sizes >= self.species_limits[0])
         if not bool(possible.any()):
             raise ValueError(f"max_sites = {condition.max_sites} leaves no crystal; it must be at least 2")
-        natoms = _draw(logits.masked_fill(~possible, -torch.inf), generator) + 1
+        natoms = _draw(logits.masked_fill(~possible, -torch.inf) / self.settings.shape_temperature, generator) + 1
         numbers = torch.zeros((count, int(natoms.max())), dtype=torch.long)
         for index in range(numbers.shape[1]):
             position = torch.full((count,), index)
@@ -542,6 +553,8 @@ class ConCDVAE(SavedAsBytes):
             )
             logits = logits.masked_fill(self._forbidden(numbers, index, natoms, allowed), -torch.inf)
             logits = logits / self.settings.species_temperature
+            if index:
+                logits = _sharper_end(logits, numbers[:, index - 1], self.settings.shape_temperature)
             drawn = _draw(logits, generator)
             if index and self.settings.lookahead is not None:
                 switch = torch.nonzero((index < natoms) & (drawn != numbers[:, index - 1]))[:, 0]
@@ -816,12 +829,28 @@ def _held_out(count: int, share: float, seed: int) -> np.ndarray:
 
 
 def _spread(means: Tensor) -> Tensor:
-    """Return the standard deviation (d,) of latent means (m, d), or ones for a single crystal."""
-    return means.std(0).clamp_min(0.02) if len(means) > 1 else torch.ones(means.shape[1])
+    """Return the root mean square of latent means (m, d), repeated (d,); one for a single crystal."""
+    width = float(means.square().mean().sqrt()) if len(means) > 1 else 1.0
+    return torch.full((means.shape[1],), max(width, 0.02))
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def _sharper_end(logits: Tensor, last: Tensor, temperature: float) -> Tensor:
+    """Return log probabilities (b, s) with the odds of going on with the species ``last`` (b,) sharpened."""
+    logs = logits.log_softmax(-1)
+    rows = torch.arange(len(logs))
+    on = logs[rows, last]
+    others = logs.clone()
+    others[rows, last] = -torch.inf
+    off = others.logsumexp(-1)
+    both = torch.stack([on, off], -1) / temperature
+    both = torch.where(torch.isfinite(both).all(-1, keepdim=True), both.log_softmax(-1), torch.stack([on, off], -1))
+    sharp = others + (both[:, 1] - off).nan_to_num(0.0)[:, None]
+    sharp[rows, last] = both[:, 0]
+    return sharp
 
 
 def _ordered(numbers: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def reference_volumes() -> np.ndarray:
 
 
 @cache
-def _electronegativity() -> np.ndarray:
+def electronegativities() -> np.ndarray:
+    """Return Pauling electronegativities (95,) by atomic number; 9 where there is none, so that it sorts last."""
     from pymatgen.core import Element
 
     values = [_number(_quietly(Element.from_Z(z), "X")) for z in range(1, ELEMENTS + 1)]
@@ -123,7 +124,7 @@ def _electronegativity() -> np.ndarray:
 def species_order(numbers: Sequence[int] | np.ndarray) -> list[int]:
     """Return the distinct species in canonical order: fewest sites first, then electronegativity, then number."""
     values = [int(z) for z in numbers]
-    return sorted(set(values), key=lambda z: (values.count(z), _electronegativity()[z], z))
+    return sorted(set(values), key=lambda z: (values.count(z), electronegativities()[z], z))
 
 
 def canonical_crystal(structure: Structure, *, symprec: float = SYMPREC) -> CanonicalCrystal:

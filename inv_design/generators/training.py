@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inv_design.generators.crystals import ELEMENTS, cell_volume
+from inv_design.generators.crystals import ELEMENTS, cell_volume, electronegativities
 from inv_design.generators.diffusion import LatentDiffusion, score_norm, sigma_of, wrap, wrapped_score
 from inv_design.generators.networks import Cells, Networks
 
@@ -180,6 +180,62 @@ def batches(parts: list[Part], size: int, generator: torch.Generator) -> Iterato
         ]
 
 
+@dataclass
+class Substitutions:
+    """Other elements of like size in a training crystal, so that the shape does not hang on the elements alone.
+
+    The composition that is decoded from a latent vector need not be the one it was encoded from; lattice and
+    coordinates, relative to the atomic volumes, are taught to follow all the same.
+
+    Attributes
+    ----------
+    table
+        Weights (95, 95) of replacing one element by another.
+    order
+        Electronegativities (95,), which canonical order must keep.
+    volumes
+        Atomic volumes (95,) in Å^3.
+    share
+        Share of crystals that are changed.
+    """
+
+    table: Tensor
+    order: Tensor
+    volumes: Tensor
+    share: float
+
+    @classmethod
+    def of(
+        cls, crystals: Sequence[CanonicalCrystal], scaling: Scaling, share: float, width: float = 0.1
+    ) -> Substitutions:
+        """Return substitutions among the elements of the crystals, Gaussian of ``width`` in ln of the atomic volume."""
+        present = torch.zeros(ELEMENTS + 1)
+        for crystal in crystals:
+            present[torch.as_tensor(crystal.numbers)] = 1.0
+        logs = scaling.volumes.clamp_min(1e-3).log()
+        table = torch.exp(-((logs[:, None] - logs[None, :]) ** 2) / (2 * width**2)) * present[None, :]
+        table = table + 1e-6 * torch.eye(ELEMENTS + 1)
+        return cls(table, torch.tensor(electronegativities(), dtype=torch.float32), scaling.volumes, share)
+
+    def apply(self, cells: Cells, generator: torch.Generator) -> Cells:
+        """Return the cells with elements replaced in some rows, relative shape as it was."""
+        numbers, b = cells.numbers, len(cells.numbers)
+        drawn = torch.multinomial(self.table, b, replacement=True, generator=generator).T  # (b, 95)
+        replaced = drawn.gather(1, numbers) * cells.mask
+        first, last = numbers[:, 0], numbers.gather(1, cells.mask.sum(1, keepdim=True) - 1)[:, 0]
+        rows = torch.arange(b)
+        new_first, new_last = drawn[rows, first], drawn[rows, last]
+        kept_order = (self.order[new_first] <= self.order[new_last]) | (first == last)
+        distinct = (first == last) | (new_first != new_last)
+        wanted = torch.rand(b, generator=generator) < self.share
+        binary = ((numbers == first[:, None]) | (numbers == last[:, None]) | ~cells.mask).all(1)
+        use = wanted & kept_order & distinct & binary
+        chosen = torch.where(use[:, None], replaced, numbers)
+        volumes = self.volumes[chosen] * cells.mask
+        unit = (volumes.sum(1) / cells.mask.sum(1)) ** (1 / 3)
+        return replace(cells, numbers=chosen, radii=0.5 * volumes ** (1 / 3) / unit[:, None])
+
+
 class Average:
     """An exponential moving average of a module's parameters."""
 
@@ -226,10 +282,14 @@ def keep_condition(count: int, dropout: float, generator: torch.Generator) -> Te
 
 
 def heads_loss(
-    networks: Networks, part: Part, zc: Tensor, z: Tensor, weights: LossWeights
+    networks: Networks, part: Part, zc: Tensor, z: Tensor, weights: LossWeights, *, shape: Cells | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the summed loss per crystal (b,) of number of atoms, composition, lattice and property, and the parts."""
+    """Return the summed loss per crystal (b,) of number of atoms, composition, lattice and property, and the parts.
+
+    ``shape`` are the cells with elements replaced, if the lattice shall be learned from them.
+    """
     cells = part.cells
+    shape = cells if shape is None else shape
     natoms = cells.mask.sum(1)
     b, n = cells.numbers.shape
     count_loss = nn.functional.cross_entropy(networks.heads.natoms_logits(zc), natoms - 1, reduction="none")
@@ -242,7 +302,7 @@ def heads_loss(
     logits = networks.heads.atom_logits(zc[rows], previous, position, natoms[rows])
     atom_loss = nn.functional.cross_entropy(logits, cells.numbers.flatten()[real], reduction="none")
     composition_loss = torch.zeros(b).index_add(0, rows, atom_loss) / natoms**0.5
-    lattice_loss = (networks.heads.lattice_values(zc, cells.numbers) - cells.lattice).square().mean(1)
+    lattice_loss = (networks.heads.lattice_values(zc, shape.numbers) - cells.lattice).square().mean(1)
     property_loss = (networks.predictor(z)[:, 0] - part.values).square()
     total = (
         weights.natoms * count_loss
@@ -266,11 +326,12 @@ def decoder_loss(
     weights: LossWeights,
     generator: torch.Generator,
     *,
+    cells: Cells | None = None,
     species_noise: float = 0.1,
     lattice_noise: float = 0.03,
 ) -> Tensor:
     """Return the denoising loss per crystal (b,): normalised score matching, and species from corrupted species."""
-    cells = part.cells
+    cells = part.cells if cells is None else cells
     b, n = cells.numbers.shape
     level = torch.rand(b, generator=generator)
     sigma = sigma_of(level)[:, None, None]
@@ -350,26 +411,35 @@ def train_steps(
     return float(np.mean(losses[-max(1, steps // 10) :])) if losses else float("nan")
 
 
-def anchor_loss(networks: Networks, part: Part, zc: Tensor) -> Tensor:
+def anchor_loss(networks: Networks, part: Part, zc: Tensor, cells: Cells | None = None) -> Tensor:
     """Return the squared error per crystal (b,) of the first guess of the coordinates on the unit circle."""
     angle = 2 * np.pi * part.coords
     target = torch.stack([angle.cos(), angle.sin()], -1)
-    error = (networks.anchor(part.cells, zc) - target).square().sum(-1).mean(-1) * part.cells.mask
+    error = (networks.anchor(part.cells if cells is None else cells, zc) - target).square().sum(-1).mean(
+        -1
+    ) * part.cells.mask
     return error.sum(1) / part.cells.mask.sum(1)
 
 
 def joint_loss(
-    networks: Networks, batch: list[Part], weights: LossWeights, condition_dropout: float, generator: torch.Generator
+    networks: Networks,
+    batch: list[Part],
+    weights: LossWeights,
+    generator: torch.Generator,
+    *,
+    substitutions: Substitutions,
+    dropout: float,
 ) -> Tensor:
     """Return the mean loss of the first step per crystal: heads, predictor, first guess of coordinates and KL."""
     total, count = torch.zeros(()), 0
     for part in batch:
         mean, log_variance = networks.encoder(part.coords, part.cells)
         z = reparametrised(mean, log_variance, generator)
-        zc = networks.heads.latent(z, part.values, keep_condition(len(z), condition_dropout, generator))
+        zc = networks.heads.latent(z, part.values, keep_condition(len(z), dropout, generator))
         kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
-        loss, _ = heads_loss(networks, part, zc, z, weights)
-        loss = loss + weights.kl * kl + weights.coords * anchor_loss(networks, part, zc)
+        shape = substitutions.apply(part.cells, generator)
+        loss, _ = heads_loss(networks, part, zc, z, weights, shape=shape)
+        loss = loss + weights.kl * kl + weights.coords * anchor_loss(networks, part, zc, shape)
         total, count = total + loss.sum(), count + len(z)
     return total / count
 
