@@ -35,8 +35,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Command name -> (module:function inside this package, the first line of its help)."""
 
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Numerical libraries read these when they are imported; what the user has set is kept."""
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # small crystals on shared cores: more threads are many times slower
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "SPGLIB_WARNING": "OFF",  # it writes to standard error from C
+}
+"""What libraries read when they are imported; what the user has set is kept."""
 
 
 class LazyGroup(click.Group):
@@ -69,8 +74,8 @@ class LazyGroup(click.Group):
 
     def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
         """Run the command line and exit with 0 done, 1 failed, 2 wrong usage, 3 nothing matched, 130 interrupted."""
-        for variable in THREADS:  # small crystals on shared cores: more threads are many times slower
-            os.environ.setdefault(variable, "1")
+        for variable, value in ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
         settings = extra.setdefault("obj", Settings())
         extra["standalone_mode"] = False
         with warnings.catch_warnings():
