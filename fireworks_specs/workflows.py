@@ -32,7 +32,7 @@ def _item_workflow(step: Step, item: Any, number: int, rounds: int) -> Workflow:
 
     name = f"{step.campaign} round {step.round} {step.name} {number + 1}/{len(step.items)}"
     where = {"campaign": step.campaign, "round": step.round}
-    work = Firework([_task(step, item)], spec=_spec(step, "work"), name=name)
+    work = Firework([_task(step, item, number)], spec=_spec(step, "work"), name=name)
     after = Firework(
         [AdvanceTask(**where, rounds=rounds)],
         # one failed piece of work never stops a campaign: the advance runs after a fizzled parent too
@@ -54,7 +54,7 @@ def _spec(step: Step, role: str) -> dict[str, Any]:
     }
 
 
-def _task(step: Step, item: Any) -> FiretaskBase:
+def _task(step: Step, item: Any, number: int) -> FiretaskBase:
     from fireworks_specs.firetasks.close import CloseTask
     from fireworks_specs.firetasks.dft import DftTask
     from fireworks_specs.firetasks.elastic import ElasticTask
@@ -71,10 +71,15 @@ def _task(step: Step, item: Any) -> FiretaskBase:
         case "predictor":
             return PredictTask(**where)
         case "mlip":
-            return ElasticTask(**where, structure_ids=list(item))
+            return ElasticTask(**where, structure_ids=list(item), **_share(step, number))
         case "dft":
-            return DftTask(**where, structure_ids=list(item))
+            return DftTask(**where, structure_ids=list(item), **_share(step, number))
         case "close":
             return CloseTask(**where)
         case _:
             raise ValueError(f"no step {step.name!r}")
+
+
+def _share(step: Step, number: int) -> dict[str, int]:
+    """Return where an item stands in its step, for progress: ids before it, ids in all."""
+    return {"before": sum(len(item) for item in step.items[:number]), "total": sum(len(item) for item in step.items)}

@@ -19,6 +19,7 @@ class DftTask(CampaignTask):
     """
 
     required_params = ("campaign", "round", "structure_ids")
+    optional_params = ("before", "total")
 
     def work(self) -> None:
         """Compute what has no result under the protocol yet."""
@@ -46,7 +47,8 @@ class DftTask(CampaignTask):
                 protocol=protocol,
                 provenance=self.provenance([structure_id, starts[structure_id][0]]),
             )
-            report(f"round {self['round']}: stage III, {backend.label}", done, len(ids))
+            text = f"round {self['round']}: stage III, {backend.label}"
+            report(text, self.get("before", 0) + done, self.get("total", len(ids)))
 
 
 def relaxed_structure(structure_id: str) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ class ElasticTask(CampaignTask):
     """Insert one calculation per structure id as soon as it is finished, failures included."""
 
     required_params = ("campaign", "round", "structure_ids")
+    optional_params = ("before", "total")
 
     def work(self) -> None:
         """Compute what has no result under the protocol yet."""
@@ -52,7 +53,7 @@ class ElasticTask(CampaignTask):
                 protocol=protocol,
                 provenance=self.provenance([ids[index]]),
             )
-            report(text, done, len(ids))
+            report(text, self.get("before", 0) + done, self.get("total", len(ids)))
 
 
 def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any]) -> list[str]:

@@ -39,8 +39,8 @@ class GenerateTask(CampaignTask):
         seed = derive_seed(config.seed, number, "generate", chunk)
         condition = campaign_condition(config)
 
-        def progress(done: int, total: int, text: str = "") -> None:
-            report(f"round {number}: generate chunk {chunk} {text}".strip(), done, total)
+        def progress(done: int, *_: object) -> None:
+            report(f"round {number}: generate", chunk * section.chunk + done, section.samples_per_round)
 
         samples = generator.sample(wanted, condition, seed=seed, progress=progress)
         provenance = self.provenance([model.model_id])

@@ -37,8 +37,8 @@ def records(folder: Path) -> dict[str, list[str]]:
         "c = connect('embedded', root=Path(sys.argv[1]), read_only=True)\n"
         "drop = {'_id', 'provenance', 'artifact', 'sources'}\n"
         "names = ['structures', 'candidates', 'predictions', 'calculations', 'models', 'training_sets', 'evaluations']\n"
-        "out = {n: [json.dumps({k: v for k, v in d.items() if k not in drop}, sort_keys=True, default=str)"
-        " for d in c.db[n].find()] for n in names}\n"
+        "text = lambda d: json.dumps({k: v for k, v in d.items() if k not in drop}, sort_keys=True, default=str)\n"
+        "out = {n: [text(d) for d in c.db[n].find()] for n in names}\n"
         "print(json.dumps({n: sorted(v) for n, v in out.items()}))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
