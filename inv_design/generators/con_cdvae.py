@@ -29,7 +29,7 @@ from inv_design.generators.crystals import (
 )
 from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm
 from inv_design.generators.known_crystals import KnownCrystals
-from inv_design.generators.networks import Networks, Shapes
+from inv_design.generators.networks import Networks, Shapes, anchor_coordinates
 from inv_design.generators.property_model import PropertyModel, count_elements
 from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
 from inv_design.generators.repair import contact_ratios, push_apart, symmetrised
@@ -54,7 +54,7 @@ from inv_design.generators.training import (
 from inv_design.structures.validity import geometry_reasons, metallic_radius
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pymatgen.core import Structure
     from torch import Tensor
@@ -106,6 +106,8 @@ class ConCDVAESettings:
         Whether training crystals are refused.
     min_ratio
         Smallest distance of a sample as a share of the sum of metallic radii.
+    min_contact
+        The same for the first guess of the coordinates, before any decoder call is spent on a crystal.
     attempts
         Draws allowed per wanted sample before ``sample`` gives up.
     finetune_steps
@@ -144,6 +146,7 @@ class ConCDVAESettings:
     unique: bool = True
     novel: bool = True
     min_ratio: float = 0.75
+    min_contact: float = 0.8
     attempts: int = 30
     joint_steps: int = 1200
     decoder_steps: int = 2000
@@ -432,7 +435,7 @@ class ConCDVAE(SavedAsBytes):
             wanted = min(256, math.ceil(1.15 * (n - len(accepted))) + 4)
             drafts = self._drafts(wanted, target, condition, allowed, generator)
             draws += wanted
-            rejected["cell"] += wanted - len(drafts)
+            rejected["first guess"] += wanted - len(drafts)
             for structure, value, deviation, facts in self._place(drafts, generator):
                 if len(accepted) == n:
                     break
@@ -499,10 +502,25 @@ class ConCDVAE(SavedAsBytes):
             ratio = 1
         drafts = self._decode_heads(z, scaled, condition, allowed, generator)
         cost = np.abs(np.log(drafts.predicted / target)) + settings.caution * drafts.deviation
+        # a first guess that overlaps will hardly become a crystal: decoding it is refused before it costs anything
+        cost = np.where(self._guessed_contacts(drafts) >= settings.min_contact, cost, np.inf)
         cost = np.where(np.isfinite(cost), cost, np.inf).reshape(count, ratio)
         best = cost.argmin(1)
         rows = np.arange(count) * ratio + best
         return drafts.rows(rows[np.isfinite(cost[np.arange(count), best])])
+
+    def _guessed_contacts(self, drafts: _Drafts) -> np.ndarray:
+        """Return the smallest d_ij / (r_i + r_j) (m,) of the first guesses of the coordinates."""
+        contacts = np.zeros(len(drafts))
+        for rows, part in _buckets(drafts):
+            cells = self.scaling.cells(part.numbers, part.lengths, part.angles)
+            coords = anchor_coordinates(self.networks.anchor(cells, part.zc))
+            matrix = lattice_matrix(part.lengths, part.angles)
+            for chunk in np.array_split(np.arange(len(rows)), 1 + len(rows) * part.numbers.shape[1] ** 2 // 20_000):
+                i = torch.as_tensor(chunk)
+                ratios = contact_ratios(coords[i], matrix[i], _radii()[part.numbers[i]], cells.mask[i])
+                contacts[rows[chunk]] = ratios.flatten(1).amin(1).numpy()
+        return contacts
 
     def _latents(self, count: int, target: float, generator: torch.Generator) -> Tensor:
         """Draw latent vectors (count, latent) from the guided prior."""
@@ -655,19 +673,12 @@ class ConCDVAE(SavedAsBytes):
     ) -> list[tuple[Structure, float, float, dict[str, Any]]]:
         """Return the drafts as structures with coordinates, in their order."""
         placed: list[tuple[Structure, float, float, dict[str, Any]] | None] = [None] * len(drafts)
-        natoms = (drafts.numbers > 0).sum(1).numpy()
-        for low, high in zip((0, *BUCKETS[:-1]), BUCKETS, strict=True):
-            rows = np.flatnonzero((natoms > low) & (natoms <= high))
-            if not len(rows):
-                continue
-            part = drafts.rows(rows)
-            width = int(natoms[rows].max())
-            numbers = part.numbers[:, :width]
-            coords, moved = self._denoise(numbers, part, generator)
+        for rows, part in _buckets(drafts):
+            coords, moved = self._denoise(part, generator)
             for slot, row in enumerate(rows):
-                size = natoms[row]
+                size = int((part.numbers[slot] > 0).sum())
                 crystal = CanonicalCrystal(
-                    numbers=numbers[slot, :size].numpy(),
+                    numbers=part.numbers[slot, :size].numpy(),
                     coords=coords[slot, :size].numpy().astype(float),
                     lengths=part.lengths[slot].numpy().astype(float),
                     angles=part.angles[slot].numpy().astype(float),
@@ -679,8 +690,9 @@ class ConCDVAE(SavedAsBytes):
                 placed[row] = (structure, float(part.predicted[slot]), float(part.deviation[slot]), facts)
         return [item for item in placed if item is not None]
 
-    def _denoise(self, numbers: Tensor, part: _Drafts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _denoise(self, part: _Drafts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return coordinates (b, n, 3) and a mask (b,) of the crystals that the soft spheres had to push apart."""
+        numbers = part.numbers
         cells = self.scaling.cells(numbers, part.lengths, part.angles)
         decoder, anchor = self.networks.decoder, self.networks.anchor(cells, part.zc)
 
@@ -819,6 +831,16 @@ class _Best:
         """Put the best parameters back, if there are any."""
         for module, state in zip(self.modules, self.states, strict=False):
             module.load_state_dict(state)
+
+
+def _buckets(drafts: _Drafts) -> Iterator[tuple[np.ndarray, _Drafts]]:
+    """Yield (rows, drafts of like size with their padding cut)."""
+    natoms = (drafts.numbers > 0).sum(1).numpy()
+    for low, high in zip((0, *BUCKETS[:-1]), BUCKETS, strict=True):
+        rows = np.flatnonzero((natoms > low) & (natoms <= high))
+        if len(rows):
+            part = drafts.rows(rows)
+            yield rows, replace(part, numbers=part.numbers[:, : int(natoms[rows].max())])
 
 
 def _held_out(count: int, share: float, seed: int) -> np.ndarray:
