@@ -16,6 +16,15 @@ import pytest
 
 CONFIG = Path(__file__).parent / "small_campaign.yaml"
 KILLS = 20
+KEYS = {
+    "structures": ("structure_id",),
+    "candidates": ("candidate_id",),
+    "predictions": ("structure_id", "property", "protocol_id"),
+    "calculations": ("calculation_id",),
+    "models": ("model_id",),
+    "training_sets": ("training_set_id",),
+    "evaluations": ("evaluation_id",),
+}
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -36,26 +45,19 @@ def records(folder: Path) -> dict[str, list[str]]:
         "from stores.connection import connect\n"
         "c = connect('embedded', root=Path(sys.argv[1]), read_only=True)\n"
         "drop = {'_id', 'provenance', 'artifact', 'sources'}\n"
-        "names = ['structures', 'candidates', 'predictions', 'calculations', 'models', 'training_sets', 'evaluations']\n"
+        "names = sys.argv[2].split(',')\n"
         "text = lambda d: json.dumps({k: v for k, v in d.items() if k not in drop}, sort_keys=True, default=str)\n"
         "out = {n: [text(d) for d in c.db[n].find()] for n in names}\n"
         "print(json.dumps({n: sorted(v) for n, v in out.items()}))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), ",".join(KEYS)], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
 def ids(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    keys = {
-        "structures": ("structure_id",),
-        "candidates": ("candidate_id",),
-        "predictions": ("structure_id", "property", "protocol_id"),
-        "calculations": ("calculation_id",),
-        "models": ("model_id",),
-        "training_sets": ("training_set_id",),
-        "evaluations": ("evaluation_id",),
-    }
-    return {n: ["/".join(str(json.loads(t)[k]) for k in keys[n]) for t in texts] for n, texts in found.items()}
+    return {n: ["/".join(str(json.loads(t)[k]) for k in KEYS[n]) for t in texts] for n, texts in found.items()}
 
 
 def new_campaign(folder: Path) -> Path:
