@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -153,21 +153,30 @@ def distributions(summaries: Iterable[Record], methods: dict[str, str]) -> list[
         "dft": f"label: {methods['dft']}",
     }
     grouped: dict[tuple[str, int], list[float]] = defaultdict(list)
+    doubtful: Counter[tuple[str, int]] = Counter()
     for summary in summaries:
         for stage in titles:
             value = stage_value(summary, stage)
             if value is not None:
                 grouped[stage, summary["round"]].append(value)
+            elif stage_value(summary, stage, trusted=False) is not None:
+                doubtful[stage, summary["round"]] += 1
     return [
-        Distribution(number, stage, titles[stage], sorted(values))
+        Distribution(number, stage, titles[stage], sorted(values), doubtful[stage, number])
         for (stage, number), values in sorted(grouped.items())
     ]
 
 
-def stage_value(summary: Record, stage: str) -> float | None:
-    """Return the bulk modulus in GPa that a stage gave a candidate, ``None`` if none."""
-    value = ((summary.get("stages") or {}).get(stage) or {}).get("value")
-    return None if value is None else float(value)
+def stage_value(summary: Record, stage: str, *, trusted: bool = True) -> float | None:
+    """Return the bulk modulus in GPa that a stage gave a candidate, ``None`` if none.
+
+    With ``trusted`` a value that quality flags put in doubt counts as none.
+    """
+    from inv_design.screening.quality import distrusted
+
+    record = (summary.get("stages") or {}).get(stage) or {}
+    value = record.get("value")
+    return None if value is None or (trusted and distrusted(record.get("flags") or ())) else float(value)
 
 
 def evaluations(documents: Iterable[Record]) -> list[Evaluation]:

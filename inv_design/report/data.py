@@ -67,12 +67,15 @@ class Distribution:
         The stage that the judge belongs to; figures are ordered by it.
     values
         In GPa, one per candidate.
+    left_out
+        How many more values there are that quality flags put in doubt.
     """
 
     round: int
     stage: str
     judge: str
     values: list[float]
+    left_out: int = 0
 
 
 @dataclass
@@ -204,11 +207,9 @@ class ReportData:
         return found
 
     def hits(self) -> dict[int, tuple[int, int]]:
-        """Return round -> (labels within the tolerance of the target, labels)."""
-        low, high = self.target * (1 - self.tolerance), self.target * (1 + self.tolerance)
-        return {
-            number: (sum(low <= v <= high for v in values), len(values)) for number, values in self.labels().items()
-        }
+        """Return round -> (labels that are hits, labels), for the rounds that have labels."""
+        counts = {r.number: s for r in self.rounds for s in r.stages if s.stage == "dft"}
+        return {n: (s.passed, s.passed + s.rejected) for n, s in counts.items() if s.passed + s.rejected}
 
     def training_for(self, number: int) -> list[float]:
         """Return the training-set values in GPa that round ``number`` was generated from."""

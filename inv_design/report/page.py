@@ -61,12 +61,14 @@ def _headline(data: ReportData) -> str:
         passed = sum(s.passed for r in data.rounds for s in r.stages if s.stage == stage)
         cards.append((f"{passed:,}", f"{text}{_percent(passed, generated)}"))
     hits = data.hits()
+    what = "surrogate labels" if data.label_is_surrogate else "labels"
     if hits:
         hit, labelled = (sum(x) for x in zip(*hits.values(), strict=True))
-        what = "surrogate labels" if data.label_is_surrogate else "labels"
         cards.append((f"{hit} of {labelled}", f"{what} within {100 * data.tolerance:g} % of {data.target:g} GPa"))
-        last = max(hits)
-        values = data.labels()[last]
+    labels = data.labels()
+    if labels:
+        last = max(labels)
+        values = labels[last]
         mean = sum(values) / len(values)
         spread = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
         cards.append((f"{mean:.0f} ± {spread:.0f}", f"GPa, {what} of round {last} (mean ± standard deviation)"))
@@ -142,7 +144,9 @@ def _distributions(data: ReportData) -> str:
     for _, stage, judge in judges:
         mine = [d for d in data.distributions if d.stage == stage and d.judge == judge]
         svg = figures.modulus_distributions(mine, training, target=data.target, judge=judge, tolerance=data.tolerance)
-        caption = f"Judged by {judge}: {_JUDGED.get(stage, 'candidates with a value')}."
+        doubtful = sum(d.left_out for d in mine)
+        note = f" {doubtful} more have quality flags that put the value in doubt." if doubtful else ""
+        caption = f"Judged by {judge}: {_JUDGED.get(stage, 'candidates with a value')}.{note}"
         parts.append(_picture(svg, caption))
     return (
         "<h2>Where the candidates lie</h2><p class='note'>Bulk moduli of each round's candidates (colour) against the "
@@ -258,7 +262,7 @@ def _number(numbers: Iterable[StageNumber], stage: str, target: float) -> str:
             continue
         std = f" ± {item.std:.0f}" if item.std is not None and math.isfinite(item.std) else ""
         off = round(100 * (item.value - target) / target)
-        texts.append(f'<b>{item.value:.0f}</b>{std}<span class="method">{escape(item.method)} · {off:+d} %</span>')
+        texts.append(f'<b>{item.value:.0f}</b>{std}<span class="method">{off:+d} % · {escape(item.method)}</span>')
     return "".join(texts) or "-"
 
 

@@ -257,6 +257,17 @@ def test_report_data_agrees_with_the_records(inv_design: Run, written_campaign: 
     assert data.element_sets[0] == [sorted(e) for e in data.element_sets[0]]
 
 
+def test_values_in_doubt_are_left_out_of_the_report() -> None:
+    from inv_design.cli.report_data import distributions
+
+    good = {"round": 0, "stages": {"mlip": {"value": 300.0, "flags": []}}}
+    shown = {"round": 0, "stages": {"mlip": {"value": 310.0, "flags": ["born_unstable"]}}}
+    doubtful = {"round": 0, "stages": {"mlip": {"value": 2000.0, "flags": ["symmetry_residual"]}}}
+    (found,) = distributions([good, shown, doubtful], {"predictor": "p", "mlip": "m", "dft": "d"})
+    assert found.values == [300.0, 310.0]
+    assert found.left_out == 1
+
+
 # -- databases --------------------------------------------------------------------------------------------------------
 
 
