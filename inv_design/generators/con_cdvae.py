@@ -133,7 +133,7 @@ class ConCDVAESettings:
     rank_with: str = "decoded"
     guidance: float = 1.5
     decoder_calls: int = 50
-    prior_calls: int = 50
+    prior_calls: int = 25
     temperature: float = 1.0
     species_temperature: float = 1.0
     shape_temperature: float = 0.3
@@ -227,7 +227,7 @@ class ConCDVAE(SavedAsBytes):
         self.elements: tuple[str, ...] = ()
         self.species_limits = (1, 2)
         self._fitted = False
-        self._remembered: dict[bytes, float] = {}
+        self._remembered: dict[float, float] = {}
 
     # ---- training ----
 
@@ -432,7 +432,8 @@ class ConCDVAE(SavedAsBytes):
         rejected: Counter[str] = Counter()
         draws = 0
         while len(accepted) < n and draws < settings.attempts * n:
-            wanted = min(256, math.ceil(1.15 * (n - len(accepted))) + 4)
+            success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
+            wanted = min(256, math.ceil(1.1 * (n - len(accepted)) / max(success, 0.2)) + 4)
             drafts = self._drafts(wanted, target, condition, allowed, generator)
             draws += wanted
             rejected["first guess"] += wanted - len(drafts)
@@ -623,15 +624,15 @@ class ConCDVAE(SavedAsBytes):
 
     def _expected_log(self, counts: np.ndarray) -> np.ndarray:
         """Return ln of the expected property of compositions (n, 95) at their expected volume, remembering them."""
-        fractions = counts / counts.sum(1, keepdims=True)
-        distinct, inverse = np.unique(np.round(fractions, 6), axis=0, return_inverse=True)
-        keys = [row.tobytes() for row in distinct]
-        new = [i for i, key in enumerate(keys) if key not in self._remembered]
+        keys, rows, inverse = np.unique(_composition_keys(counts), return_index=True, return_inverse=True)
+        names = keys.tolist()
+        new = [i for i, key in enumerate(names) if key not in self._remembered]
         if new:
-            volumes, _ = self.property_model.predict_volume(distinct[new])
-            values, _ = self.property_model.predict(distinct[new], volumes)
-            self._remembered.update(zip([keys[i] for i in new], np.log(values).tolist(), strict=True))
-        return np.array([self._remembered[key] for key in keys])[inverse.ravel()]
+            unseen = counts[rows[new]]
+            volumes, _ = self.property_model.predict_volume(unseen)
+            values, _ = self.property_model.predict(unseen, volumes)
+            self._remembered.update(zip([names[i] for i in new], np.log(values).tolist(), strict=True))
+        return np.array([self._remembered[key] for key in names])[inverse]
 
     def _forbidden(self, numbers: Tensor, index: int, natoms: Tensor, allowed: Tensor) -> Tensor:
         """Return the species (b, 95) that may not come next: sorted runs, and as many species as in training."""
@@ -659,8 +660,9 @@ class ConCDVAE(SavedAsBytes):
         volume = torch.linalg.det(lattice_matrix(lengths, angles)).numpy().astype(float)
         counts = count_elements(numbers.numpy())
         # one evaluation per distinct composition: the draws repeat themselves
-        distinct, inverse = np.unique(counts, axis=0, return_inverse=True)
-        expected = self.property_model.predict_volume(distinct)[0][inverse.ravel()]
+        _, rows, inverse = np.unique(_composition_keys(counts), return_index=True, return_inverse=True)
+        atomic = self.property_model.predict_volume(counts[rows])[0] / counts[rows].sum(1)
+        expected = atomic[inverse] * counts.sum(1)
         usable = np.isfinite(volume) & (volume > 0.2 * expected) & (volume < 5.0 * expected)
         volume = np.where(usable, volume, expected)
         corrected = np.exp((1 - share) * np.log(volume) + share * np.log(expected))
@@ -858,6 +860,12 @@ def _spread(means: Tensor) -> Tensor:
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def _composition_keys(counts: np.ndarray) -> np.ndarray:
+    """Return one number (n,) per composition, the same for the same fractions: a projection on irrational weights."""
+    weights = np.sqrt(np.arange(counts.shape[1]) + 0.5) % 1.0
+    return np.round(counts @ weights / counts.sum(1), 10)
 
 
 def _sharper_end(logits: Tensor, last: Tensor, temperature: float) -> Tensor:

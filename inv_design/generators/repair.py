@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-SYMMETRY_TOLERANCES = (0.3, 0.2, 0.1, 0.05)
+SYMMETRY_TOLERANCES = (0.15, 0.05)
 
 
 def contact_ratios(coords: Tensor, matrix: Tensor, radii: Tensor, mask: Tensor, *, reach: int = 1) -> Tensor:
@@ -78,7 +78,7 @@ def symmetrised(structure: Structure) -> tuple[Structure, float]:
         try:
             dataset = spglib.get_symmetry_dataset(cell, symprec=tolerance)
             if dataset is None or dataset.number == 1:
-                continue
+                break
             standard = spglib.standardize_cell(cell, to_primitive=True, no_idealize=False, symprec=tolerance)
         except spglib.SpglibError:
             continue
