@@ -1,7 +1,8 @@
 """Label strained metals with CHGNet: the training data of mace-alloy-small.
 
-Three parts: the packaged Materials Project alloys (primitive, at most 8 atoms), pure elements (fcc, bcc, hcp), and
-hypothetical B2 / L1_0 and L1_2 compounds of every pair of elements. The held-out chemical systems get no labels.
+Parts: the packaged Materials Project alloys (primitive, at most 8 atoms); pure elements (fcc, bcc, hcp); hypothetical
+compounds of every pair of elements; and shears, at constant volume, of the alloys and of the other two. The held-out
+chemical systems get no labels.
 One ``.npz`` file per part; energies in eV, forces in eV/Å, stresses in eV/Å^3 (tension positive).
 """
 
@@ -25,7 +26,8 @@ from inv_design.structures.elements import METALLIC_RADII
 EV_PER_A3 = 160.21766208  # GPa
 ISOTROPIC = (-0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06)
 STRAIN = 0.03  # size of the random strains
-PARTS = ("elements", "alloys", "pairs")
+PARTS = ("elements", "alloys", "pairs", "shears", "alloy_shears")
+SHEAR = 0.04  # Frobenius norm of a shear
 RATTLE = 0.07  # Å, standard deviation per coordinate
 MAX_SITES = 8
 
@@ -201,6 +203,65 @@ def label_pairs(label: Labeller, pairs: list[tuple[str, str]], seed: int, minute
     return labels
 
 
+def shears(rng: np.random.Generator) -> list[np.ndarray]:
+    """Return five orthogonal traceless symmetric strains (3, 3) of norm SHEAR, as a set turned at random.
+
+    The mean of their elastic energies gives the Voigt average of the shear modulus exactly, whatever the anisotropy.
+    """
+    root2, root6 = 2**0.5, 6**0.5
+    basis = [np.diag([1, -1, 0]) / root2, np.diag([1, 1, -2]) / root6]
+    for i, j in ((1, 2), (0, 2), (0, 1)):
+        strain = np.zeros((3, 3))
+        strain[i, j] = strain[j, i] = 1 / root2
+        basis.append(strain)
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    return [SHEAR * rng.choice((-1, 1)) * np.tensordot(row, basis, axes=1) for row in turn]
+
+
+def sheared(structure: Structure, strain: np.ndarray) -> Structure:
+    """Return the crystal under a shear, at its own volume."""
+    deformation = np.eye(3) + strain
+    matrix = structure.lattice.matrix @ deformation / np.linalg.det(deformation) ** (1 / 3)
+    return Structure(Lattice(matrix), structure.species, structure.frac_coords)
+
+
+def label_alloy_shears(label: Labeller, held: set[str], seed: int, limit: int | None) -> Labels:
+    """Label five orthogonal shears of every packaged alloy outside ``held``, about its PBE cell."""
+    labels = Labels()
+    for alloy in load_alloys()[:limit]:
+        structure = alloy.structure.get_primitive_structure()
+        if alloy.chemsys in held or len(structure) > MAX_SITES:
+            continue
+        for strain in shears(np.random.default_rng([seed, int(alloy.source_id.split("-")[1])])):
+            labels.add(cell := sheared(structure, strain), alloy.source_id, "shear", label(cell))
+    return labels
+
+
+def label_shears(label: Labeller, folder: Path, seed: int, limit: int | None) -> Labels:
+    """Label two shears of every group in ``folder``'s elements and pairs, near its volume of zero pressure."""
+    labels = Labels()
+    rng = np.random.default_rng(seed)
+    for path in [folder / "elements.npz", *sorted(folder.glob("pairs*.npz"))]:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {key: data[key] for key in data.files}
+        groups: dict[str, list[int]] = {}
+        for row in np.flatnonzero(arrays["kind"] == "isotropic").tolist():
+            groups.setdefault(str(arrays["group"][row]), []).append(row)
+        for group, rows in list(groups.items())[:limit]:
+            pressures = -np.trace(arrays["stress"][rows], axis1=1, axis2=2) / 3
+            nearest = rows[int(np.argmin(np.abs(pressures)))]
+            start, stop = arrays["offsets"][nearest : nearest + 2]
+            structure = Structure(
+                Lattice(arrays["cell"][nearest]),
+                arrays["numbers"][start:stop].tolist(),
+                arrays["positions"][start:stop],
+                coords_are_cartesian=True,
+            )
+            for strain in shears(rng)[:2]:
+                labels.add(cell := sheared(structure, strain), group, "shear", label(cell))
+    return labels
+
+
 def main() -> None:
     """Label the parts asked for into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -224,6 +285,8 @@ def main() -> None:
         "elements": lambda: label_elements(label, elements[: arguments.limit], rng),
         "alloys": lambda: label_alloys(label, held, rng, arguments.limit),
         "pairs": lambda: label_pairs(label, pairs, arguments.seed, arguments.pair_minutes),
+        "shears": lambda: label_shears(label, arguments.folder, arguments.seed, arguments.limit),
+        "alloy_shears": lambda: label_alloy_shears(label, held, arguments.seed, arguments.limit),
     }
     for name in arguments.parts:
         start = time.time()

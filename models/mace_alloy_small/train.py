@@ -1,7 +1,7 @@
 """Train mace-alloy-small on the labels of label.py: one core, plain torch on MACE's modules.
 
-One run with one cosine schedule. In its last part (--bend-from) the alloys' labels are bent towards PBE moduli: the
-Birch-Murnaghan curve of CHGNet's energies is replaced by one with the volume and bulk modulus of the Materials Project.
+A run has one cosine schedule. In its last part (--bend-from) the labels are bent towards PBE moduli (bend.py); a run
+with --start goes on from another run's weights.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from bend import bend_shears, bend_volumes
 
-from inv_design.calculators.mace_model import KIND, Graph, build_graph, build_network, collate, network_tensors
-from inv_design.datasets.mp_binaries import load_alloys
-from inv_design.mechanics.eos import BirchMurnaghan, fit_birch_murnaghan
+from inv_design.calculators.mace_model import (
+    KIND,
+    Graph,
+    build_graph,
+    build_network,
+    collate,
+    load_network,
+    network_tensors,
+)
 from inv_design.mechanics.evaluate import GPA_PER_EV_A3
-from inv_design.weights import pack
+from inv_design.weights import pack, unpack
 
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 10.0, 1.0, 80.0
 HUBER_DELTA = 0.01
-LEARNING_RATE, CLIP, EMA_DECAY = 0.01, 10.0, 0.998
+CLIP, EMA_DECAY = 10.0, 0.998
 ARCHITECTURE: dict[str, Any] = {
     "r_max": 5.0,
     "num_bessel": 8,
@@ -88,44 +95,19 @@ class Dataset:
         names, starts = np.unique(self.groups[order], return_index=True)
         return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
 
-    def stress_weights(self) -> np.ndarray:
-        """Return (100 GPa / K)^0.7, clipped to 0.5-4, with K from the slope of pressure over ln V of each group."""
-        weights = {}
+    def bulk_moduli(self) -> dict[str, float]:
+        """Return K in GPa of each group, from the slope of its pressure over ln V, at least 1 GPa."""
+        moduli = {}
         for name, rows in self.members().items():
             pressure = -np.trace(self.stresses[rows], axis1=1, axis2=2) / 3 * GPA_PER_EV_A3
             modulus = -np.polyfit(np.log(self.volumes[rows]), pressure, 1)[0] if len(rows) > 1 else 100.0
-            weights[name] = float(np.clip((100 / max(modulus, 1.0)) ** 0.7, 0.5, 4.0))
+            moduli[name] = float(max(modulus, 1.0))
+        return moduli
+
+    def stress_weights(self) -> np.ndarray:
+        """Return (100 GPa / K)^0.7 of each configuration's group, clipped to 0.5-4."""
+        weights = {name: float(np.clip((100 / k) ** 0.7, 0.5, 4.0)) for name, k in self.bulk_moduli().items()}
         return np.array([weights.get(group, 1.0) for group in self.groups.tolist()])
-
-    def bent(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return (energies, stresses, alloys bent) with the alloys' equations of state replaced by PBE's.
-
-        Every configuration of an alloy is shifted by the difference of the two curves at its volume, and its stress by
-        minus the difference in pressure, so that energy and stress stay consistent. The minimum keeps its energy.
-        """
-        energies, stresses = self.energies.copy(), self.stresses.copy()
-        alloys = {alloy.source_id: alloy for alloy in load_alloys()}
-        members = self.members()
-        count = 0
-        for name in sorted(set(self.groups.tolist()) & alloys.keys()):
-            alloy, rows = alloys[name], members.get(name, np.array([], dtype=int))
-            if len(rows) < 5:
-                continue
-            try:
-                own = fit_birch_murnaghan(self.volumes[rows], self.energies[rows])
-            except ValueError:
-                continue
-            target_k = alloy.labels["bulk_modulus_vrh"]
-            if not 1 / 2.5 < target_k / max(own.bulk_modulus, 1e-9) < 2.5:  # another magnetic or electronic state
-                continue
-            volume = alloy.structure.volume / len(alloy.structure)
-            target = BirchMurnaghan(own.e0, volume, target_k, float(np.clip(own.derivative, 2, 8)), 0.0)
-            every = np.flatnonzero(self.groups == name)
-            energies[every] += target.energy(self.volumes[every]) - own.energy(self.volumes[every])
-            shift = target.pressure(self.volumes[every]) - own.pressure(self.volumes[every])
-            stresses[every] -= shift[:, None, None] * np.eye(3)
-            count += 1
-        return energies, stresses, count
 
 
 def huber(error: torch.Tensor) -> torch.Tensor:
@@ -162,32 +144,44 @@ class Trainer:
         self.graphs = dataset.graphs()
         self.weights = dataset.stress_weights()
         self.energies, self.stresses = dataset.energies, dataset.stresses
-        atomic_energies = dataset.atomic_energies()
-        index = {z: i for i, z in enumerate(dataset.atomic_numbers)}
-        self.reference = np.array([np.mean([atomic_energies[index[z]] for z in row]) for row in dataset.numbers])
-        forces_rms = float(np.sqrt(np.mean(np.concatenate(dataset.forces) ** 2)))
-        self.config: dict[str, Any] = {
-            "kind": KIND,
-            "name": "mace-alloy-small",
-            "atomic_numbers": dataset.atomic_numbers,
-            "atomic_energies": [round(float(energy), 6) for energy in atomic_energies],
-            "scale": round(max(forces_rms, 0.3), 6),
-            "shift": 0.0,
-            "avg_num_neighbors": round(float(np.mean([g.edges.shape[1] / len(g.species) for g in self.graphs])), 4),
-            **ARCHITECTURE,
-        }
         torch.manual_seed(arguments.seed)
-        self.network = build_network(self.config, "float32")
+        if arguments.start is None:
+            self.config = self._configuration()
+            self.network = build_network(self.config, "float32")
+        else:
+            tensors, self.config = unpack(arguments.start.read_bytes())
+            self.network = load_network(tensors, self.config, "float32").train().requires_grad_(True)
+            if self.config["atomic_numbers"] != dataset.atomic_numbers:
+                raise ValueError(f"{str(arguments.start)!r} knows other elements than the labels")
+        of_element = dict(zip(self.config["atomic_numbers"], self.config["atomic_energies"], strict=True))
+        self.reference = np.array([np.mean([of_element[z] for z in row]) for row in dataset.numbers])
         self.average = Average(self.network)
         # a random 1 % of the groups (crystals, not chemical systems) only monitors; the held-out systems are in no file
         names = np.unique(dataset.groups)
         watched = np.isin(dataset.groups, self.rng.choice(names, max(1, len(names) // 100), replace=False))
         self.train_rows, self.watched_rows = np.flatnonzero(~watched), np.flatnonzero(watched)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=1e-6, amsgrad=True)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=arguments.rate, weight_decay=1e-6, amsgrad=True
+        )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.queue: np.ndarray = np.array([], dtype=int)
         self.losses: list[float] = []
         self.start = time.time()
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return the network's configuration: the architecture, and what follows from the labels."""
+        forces_rms = float(np.sqrt(np.mean(np.concatenate(self.dataset.forces) ** 2)))
+        neighbors = np.mean([graph.edges.shape[1] / len(graph.species) for graph in self.graphs])
+        return {
+            "kind": KIND,
+            "name": "mace-alloy-small",
+            "atomic_numbers": self.dataset.atomic_numbers,
+            "atomic_energies": [round(float(energy), 6) for energy in self.dataset.atomic_energies()],
+            "scale": round(max(forces_rms, 0.3), 6),
+            "shift": 0.0,
+            "avg_num_neighbors": round(float(neighbors), 4),
+            **ARCHITECTURE,
+        }
 
     def _rate(self, step: int) -> float:
         """Return the learning rate relative to its maximum: 200 steps of warm-up, then half a cosine down to 1 %."""
@@ -197,12 +191,18 @@ class Trainer:
         """Take all steps, bend the labels on the way, and save every so often."""
         steps = self.arguments.steps
         for step in range(1, steps + 1):
-            if step == int(self.arguments.bend_from * steps):
-                self.energies, self.stresses, count = self.dataset.bent()
-                print(f"step {step}: the labels of {count} alloys bent towards PBE", flush=True)
+            if step == max(1, int(self.arguments.bend_from * steps)):
+                self._bend()
             self._step(step)
             if step % self.arguments.save_every == 0 or step in (300, steps):
                 self._save(step)
+
+    def _bend(self) -> None:
+        self.energies, self.stresses, count = bend_volumes(self.dataset)
+        print(f"the equations of state of {count} alloys bent towards PBE", flush=True)
+        if (self.dataset.kinds == "shear").any():
+            self.energies, self.stresses, share = bend_shears(self.dataset, self.energies, self.stresses)
+            print(f"shear moduli bent towards PBE: by {share:.3f} K for the median alloy", flush=True)
 
     def _evaluate(self, rows: np.ndarray, *, training: bool) -> dict[str, torch.Tensor]:
         """Return MACE's energies (eV), forces (eV/Å) and stresses (eV/Å^3) of some configurations."""
@@ -260,6 +260,8 @@ class Trainer:
             "seed": self.arguments.seed,
             "configurations": len(self.train_rows),
             "bend_from": self.arguments.bend_from,
+            "rate": self.arguments.rate,
+            "start": self.config.get("training") if self.arguments.start else None,
             "minutes": round(minutes, 1),
         }
         output: Path = self.arguments.output
@@ -283,6 +285,8 @@ def main() -> None:
     parser.add_argument("labels", type=Path, help="folder written by label.py")
     parser.add_argument("output", type=Path, help="model.safetensors to write")
     parser.add_argument("--steps", type=int, default=24000)
+    parser.add_argument("--start", type=Path, default=None, help="weights of an earlier run to go on from")
+    parser.add_argument("--rate", type=float, default=0.01, help="largest learning rate")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--bend-from", type=float, default=0.65, help="fraction of steps after which labels are bent")
     parser.add_argument("--save-every", type=int, default=1000)
