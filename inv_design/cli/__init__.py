@@ -77,7 +77,7 @@ class LazyGroup(click.Group):
         for variable, value in ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         settings = extra.setdefault("obj", Settings())
-        os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it writes to standard error from C, odd cells are expected here
+        os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it writes to stderr from C, and odd cells are normal here
         extra["standalone_mode"] = False
         with warnings.catch_warnings():
             if not sys.warnoptions:  # python -W shows them
