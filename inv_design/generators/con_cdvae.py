@@ -29,12 +29,13 @@ from inv_design.generators.crystals import (
 )
 from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm
 from inv_design.generators.known_crystals import KnownCrystals
-from inv_design.generators.networks import Networks, Shapes, anchor_coordinates
+from inv_design.generators.networks import Networks, Prior, Shapes, anchor_coordinates
 from inv_design.generators.property_model import PropertyModel, count_elements
 from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
 from inv_design.generators.repair import contact_ratios, push_apart, symmetrised
 from inv_design.generators.training import (
     BUCKETS,
+    LatentBasis,
     Latents,
     LossWeights,
     Part,
@@ -148,9 +149,9 @@ class ConCDVAESettings:
     min_ratio: float = 0.75
     min_contact: float = 0.8
     attempts: int = 30
-    joint_steps: int = 1200
-    decoder_steps: int = 2000
-    prior_steps: int = 3000
+    joint_steps: int = 1600
+    decoder_steps: int = 1800
+    prior_steps: int = 8000
     finetune_steps: int = 250
     finetune_share: float = 0.3
     finetune_boost: float = 4.0
@@ -165,7 +166,7 @@ class ConCDVAESettings:
     lattice_weight: float = 10.0
     composition_weight: float = 1.0
     property_weight: float = 3.0
-    kl_weight: float = 0.01
+    kl_weight: float = 0.02
 
     def __post_init__(self) -> None:
         if self.rank_with not in RANKINGS:
@@ -352,9 +353,11 @@ class ConCDVAE(SavedAsBytes):
             rate=rate, generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
         )  # fmt: skip
         if not self._fitted:
-            self.latent_scale = _spread(self.latents.mean)
+            self.basis = LatentBasis.fit(self.latents.mean)
+            networks.shapes = replace(networks.shapes, prior_latent=len(self.basis.directions))
+            networks.prior = Prior(networks.shapes)
         metrics["prior_loss"] = train_prior(
-            networks, self.latents, self.diffusion, self.latent_scale, steps=prior, batch=256, rate=rate,
+            networks, self.latents, self.diffusion, self.basis, steps=prior, batch=256, rate=rate,
             condition_dropout=settings.condition_dropout, condition_noise=0.05, generator=generator,
             after=lambda step: ticker(joint + alone + step, "prior"),
         )  # fmt: skip
@@ -536,9 +539,9 @@ class ConCDVAE(SavedAsBytes):
             free = prior(z, at, value, hidden)
             return free + guidance * (conditioned - free)
 
-        start = torch.randn((count, self.networks.shapes.latent), generator=generator)
+        start = torch.randn((count, len(self.basis.directions)), generator=generator)
         z = self.diffusion.sample(noise_of, start, self.settings.prior_calls, generator)
-        return z * self.latent_scale
+        return self.basis.lift(z)
 
     def _decode_heads(
         self, z: Tensor, scaled: Tensor, condition: Condition, allowed: Tensor, generator: torch.Generator
@@ -733,7 +736,8 @@ class ConCDVAE(SavedAsBytes):
             raise RuntimeError("this Con-CDVAE is not trained; there is nothing to save")
         model_arrays, model_config = self.property_model.to_tensors()
         tensors = {
-            "latent_scale": self.latent_scale.numpy(),
+            "basis.origin": self.basis.origin.numpy(),
+            "basis.directions": self.basis.directions.numpy(),
             "lattice_mean": self.scaling.lattice_mean.numpy(),
             "lattice_std": self.scaling.lattice_std.numpy(),
             "volumes": self.scaling.volumes.numpy(),
@@ -781,7 +785,8 @@ class ConCDVAE(SavedAsBytes):
             value_mean=config["value_mean"],
             value_std=config["value_std"],
         )
-        made.latent_scale, made.values = torch.tensor(tensors["latent_scale"]), tensors["values"]
+        made.basis = LatentBasis(torch.tensor(tensors["basis.origin"]), torch.tensor(tensors["basis.directions"]))
+        made.values = tensors["values"]
         made.networks = Networks(Shapes(**config["shapes"]), torch.tensor(tensors["features"]))
         with torch.no_grad():
             for name, parameter in made.networks.named_parameters():
@@ -850,12 +855,6 @@ def _held_out(count: int, share: float, seed: int) -> np.ndarray:
     if count < 40:
         return np.zeros(0, dtype=int)
     return np.sort(np.random.default_rng(seed).permutation(count)[: round(share * count)])
-
-
-def _spread(means: Tensor) -> Tensor:
-    """Return the root mean square of latent means (m, d), repeated (d,); one for a single crystal."""
-    width = float(means.square().mean().sqrt()) if len(means) > 1 else 1.0
-    return torch.full((means.shape[1],), max(width, 0.02))
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

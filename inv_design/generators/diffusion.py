@@ -124,7 +124,7 @@ class LatentDiffusion:
         generator: torch.Generator,
         *,
         eta: float = 1.0,
-        bound: float = 5.0,
+        bound: float = 8.0,
     ) -> Tensor:
         """Return latent vectors (b, d) from Gaussian noise ``start`` in ``calls`` steps (Song et al. 2021, DDIM).
 

@@ -31,6 +31,8 @@ class GaussianProcess:
         Standard deviations of the process and of the noise.
     centre, spread, offset
         Mean and standard deviation (d,) of the raw descriptors, mean of the raw targets.
+    kept
+        Which rows of the descriptors it was given are its inputs; the others were outliers.
     """
 
     inputs: np.ndarray
@@ -41,6 +43,7 @@ class GaussianProcess:
     centre: np.ndarray
     spread: np.ndarray
     offset: float
+    kept: np.ndarray
 
     def __post_init__(self) -> None:
         self._factor: torch.Tensor | None = None
@@ -64,24 +67,25 @@ class GaussianProcess:
         chosen = np.random.default_rng(seed).permutation(len(inputs))[:HYPERPARAMETER_POINTS]
         start = _HyperParameters.initial(inputs.shape[1], float(residuals.std()) or 0.1)
         rough = start.maximise(inputs[chosen], residuals[chosen], steps)
-        model = cls(inputs, residuals, *rough.values(), centre, spread, offset)
+        kept = np.arange(len(inputs))
+        model = cls(inputs, residuals, *rough.values(), centre, spread, offset, kept)
         if len(inputs) >= 50:
-            kept = np.abs(model.leave_one_out()) < OUTLIER
+            kept = np.flatnonzero(np.abs(model.leave_one_out()) < OUTLIER)
             inputs, residuals = inputs[kept], residuals[kept]
             chosen = np.random.default_rng(seed).permutation(len(inputs))[:HYPERPARAMETER_POINTS]
             rough = rough.maximise(inputs[chosen], residuals[chosen], steps // 2)
-            model = cls(inputs, residuals, *rough.values(), centre, spread, offset)
+            model = cls(inputs, residuals, *rough.values(), centre, spread, offset, kept)
         return model
 
     def extended(self, descriptors: np.ndarray, targets: np.ndarray) -> GaussianProcess:
         """Return the process conditioned on other data with the same hyperparameters and scaling, outliers left out."""
         inputs, residuals = (descriptors - self.centre) / self.spread, targets - self.offset
         settings = (self.scales, self.amplitude, self.noise, self.centre, self.spread, self.offset)
-        model = GaussianProcess(inputs, residuals, *settings)
+        model = GaussianProcess(inputs, residuals, *settings, np.arange(len(inputs)))
         if len(inputs) < 50:
             return model
-        kept = np.abs(model.leave_one_out()) < OUTLIER
-        return GaussianProcess(inputs[kept], residuals[kept], *settings)
+        kept = np.flatnonzero(np.abs(model.leave_one_out()) < OUTLIER)
+        return GaussianProcess(inputs[kept], residuals[kept], *settings, kept)
 
     def predict(self, descriptors: np.ndarray, *, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation (n,), noise included, for raw descriptors (n, d)."""
@@ -103,27 +107,22 @@ class GaussianProcess:
         factor, weights = self._solve()
         return (weights / torch.cholesky_inverse(factor).diagonal().sqrt()).numpy()
 
-    def to_tensors(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Return (arrays, numbers) that :meth:`from_tensors` takes back."""
-        arrays = {
-            f"{prefix}.inputs": self.inputs.astype(np.float32),
-            f"{prefix}.targets": self.targets,
-            f"{prefix}.scales": self.scales,
-            f"{prefix}.centre": self.centre,
-            f"{prefix}.spread": self.spread,
-        }
+    def to_tensors(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return (arrays, numbers) that :meth:`from_tensors` takes back, without the descriptors."""
+        arrays = {f"{prefix}.{name}": getattr(self, name) for name in _ARRAYS}
         return arrays, {"amplitude": self.amplitude, "noise": self.noise, "offset": self.offset}
 
     @classmethod
-    def from_tensors(cls, prefix: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> Self:
-        """Return the process that :meth:`to_tensors` described."""
-        values: dict[str, Any] = {name: arrays[f"{prefix}.{name}"].astype(np.float64) for name in _ARRAYS}
-        return cls(**values, **numbers)
+    def from_tensors(
+        cls, prefix: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any], descriptors: np.ndarray
+    ) -> Self:
+        """Return the process that :meth:`to_tensors` described, fitted to these raw descriptors (m, d)."""
+        values: dict[str, Any] = {name: arrays[f"{prefix}.{name}"] for name in _ARRAYS}
+        inputs = (descriptors[values["kept"]] - values["centre"]) / values["spread"]
+        return cls(inputs=inputs, **values, **numbers)
 
     def _solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._factor is None or self._weights is None:
-            # single precision first, so that a process read from a file gives the very same numbers
-            self.inputs = self.inputs.astype(np.float32).astype(np.float64)
             inputs = torch.as_tensor(self.inputs)
             covariance = self._kernel(inputs, inputs) + self.noise**2 * torch.eye(len(inputs), dtype=inputs.dtype)
             self._factor = torch.linalg.cholesky(covariance)
@@ -134,7 +133,7 @@ class GaussianProcess:
         return self.amplitude**2 * _matern(first, second, torch.as_tensor(self.scales))
 
 
-_ARRAYS = ("inputs", "targets", "scales", "centre", "spread")
+_ARRAYS = ("targets", "scales", "centre", "spread", "kept")
 
 
 def _matern(first: torch.Tensor, second: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,8 @@ class Shapes:
     decoder_width: int = 64
     decoder_layers: int = 3
     head_width: int = 160
-    prior_width: int = 160
+    prior_latent: int = 64
+    prior_width: int = 144
     element_features: int = 10
 
 
@@ -347,20 +348,20 @@ def anchor_coordinates(anchor: Tensor) -> Tensor:
 
 
 class Prior(nn.Module):
-    """Noise in a latent vector, given time and condition (the second training step)."""
+    """Noise in the active part of a latent vector, given time and condition (the second training step)."""
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         width = shapes.prior_width
         self.condition = Condition(shapes.condition)
-        self.enter = nn.Linear(shapes.latent, width)
+        self.enter = nn.Linear(shapes.prior_latent, width)
         self.context = nn.ModuleList(nn.Linear(32 + shapes.condition, width) for _ in range(3))
         self.blocks = nn.ModuleList(mlp([width, width, width]) for _ in range(3))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.leave = nn.Linear(width, shapes.latent)
+        self.leave = nn.Linear(width, shapes.prior_latent)
 
     def forward(self, z: Tensor, time: Tensor, value: Tensor, present: Tensor) -> Tensor:
-        """Return the predicted noise (b, latent) for times (b,) in [0, 1]."""
+        """Return the predicted noise (b, prior_latent) for times (b,) in [0, 1]."""
         context = torch.cat([level_waves(time), self.condition(value, present)], -1)
         h = self.enter(z)
         for norm, block, project in zip(self.norms, self.blocks, self.context, strict=True):

@@ -27,10 +27,14 @@ class PropertyModel:
     ----------
     stiffness, volumes
         Atomic stiffness and atomic volume in Å^3, both (95,) by atomic number.
+    descriptors
+        Descriptors (m, d) of the training crystals in single precision; the last two are ln(V / sum of atomic volumes)
+        and the base.
     """
 
     stiffness: np.ndarray
     volumes: np.ndarray
+    descriptors: np.ndarray
     property_process: GaussianProcess
     volume_process: GaussianProcess
 
@@ -52,24 +56,24 @@ class PropertyModel:
             Atomic volumes (95,) in Å^3.
         """
         stiffness = fit_stiffness(counts, cell_volumes, values)
-        composition, excess, base = _descriptors(counts, cell_volumes, stiffness, volumes)
-        inputs = np.column_stack([composition, excess, base])
+        inputs = _single(np.column_stack(_descriptors(counts, cell_volumes, stiffness, volumes)))
         return cls(
             stiffness=stiffness,
             volumes=volumes,
-            property_process=GaussianProcess.fit(inputs, np.log(values) - base, seed=seed),
-            volume_process=GaussianProcess.fit(composition, excess, seed=seed),
+            descriptors=inputs,
+            property_process=GaussianProcess.fit(inputs, np.log(values) - inputs[:, -1], seed=seed),
+            volume_process=GaussianProcess.fit(inputs[:, :-2], inputs[:, -2], seed=seed),
         )
 
     def extended(self, counts: np.ndarray, cell_volumes: np.ndarray, values: np.ndarray) -> PropertyModel:
         """Return the model conditioned on these data instead, with the elemental parameters it has."""
-        composition, excess, base = _descriptors(counts, cell_volumes, self.stiffness, self.volumes)
-        inputs = np.column_stack([composition, excess, base])
+        inputs = _single(np.column_stack(_descriptors(counts, cell_volumes, self.stiffness, self.volumes)))
         return PropertyModel(
             stiffness=self.stiffness,
             volumes=self.volumes,
-            property_process=self.property_process.extended(inputs, np.log(values) - base),
-            volume_process=self.volume_process.extended(composition, excess),
+            descriptors=inputs,
+            property_process=self.property_process.extended(inputs, np.log(values) - inputs[:, -1]),
+            volume_process=self.volume_process.extended(inputs[:, :-2], inputs[:, -2]),
         )
 
     def predict(self, counts: np.ndarray, cell_volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,19 +93,31 @@ class PropertyModel:
         """Return (arrays, configuration) that :meth:`from_tensors` takes back."""
         first, first_numbers = self.property_process.to_tensors("property_process")
         second, second_numbers = self.volume_process.to_tensors("volume_process")
-        arrays = {"property_model.stiffness": self.stiffness, "property_model.volumes": self.volumes}
+        arrays = {
+            "property_model.stiffness": self.stiffness,
+            "property_model.volumes": self.volumes,
+            "property_model.descriptors": self.descriptors.astype(np.float32),
+        }
         return arrays | first | second, {"property_process": first_numbers, "volume_process": second_numbers}
 
     @classmethod
     def from_tensors(cls, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Self:
         """Return the model that :meth:`to_tensors` described."""
         data = dict(arrays)
+        inputs = data["property_model.descriptors"].astype(np.float64)
+        read = GaussianProcess.from_tensors
         return cls(
             stiffness=data["property_model.stiffness"],
             volumes=data["property_model.volumes"],
-            property_process=GaussianProcess.from_tensors("property_process", data, config["property_process"]),
-            volume_process=GaussianProcess.from_tensors("volume_process", data, config["volume_process"]),
+            descriptors=inputs,
+            property_process=read("property_process", data, config["property_process"], inputs),
+            volume_process=read("volume_process", data, config["volume_process"], inputs[:, :-2]),
         )
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    """Return values rounded to single precision, so that a model read from a file gives the very same numbers."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def count_elements(numbers: np.ndarray) -> np.ndarray:

@@ -483,11 +483,43 @@ class Latents:
         )
 
 
+@dataclass
+class LatentBasis:
+    """The directions of latent space that carry information: principal components of the means that are not noise.
+
+    The posterior of the other directions is the standard normal whatever the crystal, so the prior need not learn them.
+
+    Attributes
+    ----------
+    origin, directions
+        Mean (d,) and orthonormal rows (k, d).
+    """
+
+    origin: Tensor
+    directions: Tensor
+
+    @classmethod
+    def fit(cls, means: Tensor, threshold: float = 0.15) -> LatentBasis:
+        """Return the components of means (m, d) with a standard deviation above ``threshold``, at least one."""
+        origin = means.mean(0)
+        _, widths, directions = torch.linalg.svd(means - origin, full_matrices=False)
+        active = int((widths / len(means) ** 0.5 > threshold).sum())
+        return cls(origin, directions[: max(active, 1)].clone())
+
+    def project(self, z: Tensor) -> Tensor:
+        """Return components (b, k) of latent vectors (b, d)."""
+        return (z - self.origin) @ self.directions.T
+
+    def lift(self, components: Tensor) -> Tensor:
+        """Return latent vectors (b, d) of components (b, k)."""
+        return components @ self.directions + self.origin
+
+
 def train_prior(
     networks: Networks,
     latents: Latents,
     diffusion: LatentDiffusion,
-    latent_scale: Tensor,
+    basis: LatentBasis,
     *,
     steps: int,
     batch: int,
@@ -498,11 +530,12 @@ def train_prior(
     after: Callable[[int], None] | None = None,
 ) -> float:
     """Train the prior on noised latent means (the second step of Con-CDVAE); return the last mean loss."""
+    means = basis.project(latents.mean)
 
     def loss_of(rows: list[Part]) -> Tensor:
         del rows
         index = torch.multinomial(latents.weights, batch, replacement=True, generator=generator)
-        z = latents.mean[index] / latent_scale
+        z = means[index]
         values = latents.values[index] + condition_noise * torch.randn(batch, generator=generator)
         step = torch.randint(1, diffusion.steps + 1, (batch,), generator=generator)
         noise = torch.randn(z.shape, generator=generator)

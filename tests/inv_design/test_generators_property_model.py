@@ -26,8 +26,9 @@ def test_gaussian_process_learns_a_smooth_function_and_leaves_out_outliers():
 
 def test_gaussian_process_survives_a_file_exactly():
     rng = np.random.default_rng(1)
-    model = GaussianProcess.fit(rng.normal(size=(30, 2)), rng.normal(size=30), steps=5)
-    again = GaussianProcess.from_tensors("p", *model.to_tensors("p"))
+    x = rng.normal(size=(60, 2))
+    model = GaussianProcess.fit(x, rng.normal(size=60), steps=5)
+    again = GaussianProcess.from_tensors("p", *model.to_tensors("p"), x)
     new = rng.normal(size=(7, 2))
     np.testing.assert_allclose(again.predict(new)[0], model.predict(new)[0], rtol=1e-9)
     assert model.predict(np.zeros((0, 2)))[0].shape == (0,)
