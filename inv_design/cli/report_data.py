@@ -286,6 +286,8 @@ def latent_space(models: Sequence[Record], members: dict[int, list[Record]]) -> 
     if not chosen:
         return None
     vectors = encode([crystals[m["structure_id"]] for m in chosen])
+    known = [i for i, vector in enumerate(vectors) if all(map(math.isfinite, vector))]
+    vectors, chosen = vectors[known], [chosen[i] for i in known]
     rounds = [added[m["structure_id"]] - first for m in chosen]
     return LatentMap(vectors, [label_value(m) for m in chosen], rounds, f"{last['name']}, round {last['round']}")
 

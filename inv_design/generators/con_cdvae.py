@@ -798,6 +798,27 @@ class ConCDVAE(SavedAsBytes):
         made._fitted = True
         return made
 
+    def encode(self, structures: Sequence[Structure]) -> np.ndarray:
+        """Return the mean latent vector of each crystal, (n, latent); rows of NaN where a crystal cannot be encoded.
+
+        Raises
+        ------
+        RuntimeError
+            If the generator was not fitted before.
+        """
+        if not self._fitted:
+            raise RuntimeError("the generator is not fitted; call fit or load first")
+        vectors: list[np.ndarray | None] = []
+        for structure in structures:
+            try:
+                (part,) = make_parts([canonical_crystal(structure)], np.full(1, 100.0), self.scaling)
+                latent = part.encoded(self.networks).latent
+                vectors.append(None if latent is None else latent[0, 0].numpy())
+            except (ValueError, KeyError, IndexError, RuntimeError):  # an unknown element, a cell that is too large
+                vectors.append(None)
+        width = next((len(v) for v in vectors if v is not None), 0)
+        return np.array([np.full(width, np.nan) if v is None else v for v in vectors])
+
     def with_settings(self, **changes: Any) -> ConCDVAE:
         """Return a generator that shares the trained parts but samples with other settings."""
         other = ConCDVAE.__new__(ConCDVAE)
