@@ -111,6 +111,8 @@ class ConCDVAESettings:
         The same for the first guess of the coordinates, before any decoder call is spent on a crystal.
     attempts
         Draws allowed per wanted sample before ``sample`` gives up.
+    patience
+        Refusals of a formula (its crystals were known, or drawn before) after which a ``sample`` call leaves it out.
     finetune_steps
         Optimiser steps of the first step in ``finetune``; 0.6 times as many follow for the decoder, 1.6 for the prior.
     finetune_share, finetune_boost
@@ -149,6 +151,7 @@ class ConCDVAESettings:
     min_ratio: float = 0.75
     min_contact: float = 0.8
     attempts: int = 30
+    patience: int = 2
     joint_steps: int = 1600
     decoder_steps: int = 1800
     prior_steps: int = 8000
@@ -433,11 +436,13 @@ class ConCDVAE(SavedAsBytes):
         accepted: list[Sample] = []
         found = KnownCrystals()
         rejected: Counter[str] = Counter()
+        spent: Counter[tuple[tuple[int, int], ...]] = Counter()
         draws = 0
         while len(accepted) < n and draws < settings.attempts * n:
             success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
             wanted = min(256, math.ceil(1.1 * (n - len(accepted)) / max(success, 0.2)) + 4)
-            drafts = self._drafts(wanted, target, condition, allowed, generator)
+            exhausted = {formula for formula, times in spent.items() if times >= settings.patience}
+            drafts = self._drafts(wanted, target, condition, allowed, generator, exhausted=exhausted)
             draws += wanted
             rejected["first guess"] += wanted - len(drafts)
             for structure, value, deviation, facts in self._place(drafts, generator):
@@ -446,9 +451,12 @@ class ConCDVAE(SavedAsBytes):
                 reason = self._refuse(structure, found)
                 if reason is not None:
                     rejected[reason] += 1
+                    spent[_formula(structure.atomic_numbers)] += reason in ("known", "duplicate")
                     continue
+                key = facts.pop("composition")
                 if settings.unique:
                     found.add(_plain(structure), structure)
+                    taken.add(key)
                 facts |= {"predicted_log_std": deviation, "generator": self.name}
                 accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, value, facts))
                 if progress is not None:
@@ -494,9 +502,16 @@ class ConCDVAE(SavedAsBytes):
         return None
 
     def _drafts(
-        self, count: int, target: float, condition: Condition, allowed: Tensor, generator: torch.Generator
+        self,
+        count: int,
+        target: float,
+        condition: Condition,
+        allowed: Tensor,
+        generator: torch.Generator,
+        *,
+        exhausted: Collection[tuple[tuple[int, int], ...]] = (),
     ) -> _Drafts:
-        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each."""
+        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each; none ``exhausted``."""
         ratio, settings = self.settings.latent_filter, self.settings
         z = self._latents(count * ratio, target, generator)
         scaled = self.scaling.value(np.array([target]))
@@ -508,7 +523,11 @@ class ConCDVAE(SavedAsBytes):
         cost = np.abs(np.log(drafts.predicted / target)) + settings.caution * drafts.deviation
         # a first guess that overlaps will hardly become a crystal: decoding it is refused before it costs anything
         cost = np.where(self._guessed_contacts(drafts) >= settings.min_contact, cost, np.inf)
-        cost = np.where(np.isfinite(cost), cost, np.inf).reshape(count, ratio)
+        cost = np.where(np.isfinite(cost), cost, np.inf)
+        if exhausted:  # formulas that only gave known crystals again: the next best of the N takes their place
+            again = [_formula(row[row > 0].tolist()) in exhausted for row in drafts.numbers]
+            cost = np.where(again, np.inf, cost)
+        cost = cost.reshape(count, ratio)
         best = cost.argmin(1)
         rows = np.arange(count) * ratio + best
         return drafts.rows(rows[np.isfinite(cost[np.arange(count), best])])
@@ -680,6 +699,7 @@ class ConCDVAE(SavedAsBytes):
         placed: list[tuple[Structure, float, float, dict[str, Any]] | None] = [None] * len(drafts)
         for rows, part in _buckets(drafts):
             coords, moved = self._denoise(part, generator)
+            keys = _composition_keys(count_elements(part.numbers.numpy())).tolist()
             for slot, row in enumerate(rows):
                 size = int((part.numbers[slot] > 0).sum())
                 crystal = CanonicalCrystal(
@@ -691,7 +711,11 @@ class ConCDVAE(SavedAsBytes):
                 structure, tolerance = crystal.to_structure(), 0.0
                 if self.settings.symmetrise:
                     structure, tolerance = symmetrised(structure)
-                facts = {"repaired": bool(moved[slot]), "symmetry_tolerance": tolerance}
+                facts = {
+                    "repaired": bool(moved[slot]),
+                    "symmetry_tolerance": tolerance,
+                    "composition": keys[slot],
+                }
                 placed[row] = (structure, float(part.predicted[slot]), float(part.deviation[slot]), facts)
         return [item for item in placed if item is not None]
 
@@ -869,6 +893,13 @@ def _buckets(drafts: _Drafts) -> Iterator[tuple[np.ndarray, _Drafts]]:
         if len(rows):
             part = drafts.rows(rows)
             yield rows, replace(part, numbers=part.numbers[:, : int(natoms[rows].max())])
+
+
+def _formula(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return the reduced formula as ((atomic number, count), ...), sorted."""
+    counts = Counter(int(z) for z in numbers)
+    divisor = math.gcd(*counts.values())
+    return tuple(sorted((z, count // divisor) for z, count in counts.items()))
 
 
 def _held_out(count: int, share: float, seed: int) -> np.ndarray:
