@@ -55,7 +55,7 @@ from inv_design.generators.training import (
 from inv_design.structures.validity import geometry_reasons, metallic_radius
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from pymatgen.core import Structure
     from torch import Tensor
@@ -112,7 +112,7 @@ class ConCDVAESettings:
     attempts
         Draws allowed per wanted sample before ``sample`` gives up.
     patience
-        Refusals of a formula (its crystals were known, or drawn before) after which a ``sample`` call leaves it out.
+        Refusals of a composition (its crystals were known, or drawn before) after which it is left out for good.
     finetune_steps
         Optimiser steps of the first step in ``finetune``; 0.6 times as many follow for the decoder, 1.6 for the prior.
     finetune_share, finetune_boost
@@ -436,24 +436,26 @@ class ConCDVAE(SavedAsBytes):
         accepted: list[Sample] = []
         found = KnownCrystals()
         rejected: Counter[str] = Counter()
-        spent: Counter[tuple[tuple[int, int], ...]] = Counter()
-        draws = 0
+        spent: Counter[float] = Counter()
+        draws, taken = 0, self._training_compositions() if settings.novel else set()
         while len(accepted) < n and draws < settings.attempts * n:
             success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
             wanted = min(256, math.ceil(1.1 * (n - len(accepted)) / max(success, 0.2)) + 4)
-            exhausted = {formula for formula, times in spent.items() if times >= settings.patience}
-            drafts = self._drafts(wanted, target, condition, allowed, generator, exhausted=exhausted)
+            # compositions that were seen cost no decoder call while others come; later, other polymorphs of them may
+            fresh = draws < settings.attempts * n / 2
+            passed = taken if fresh else {key for key, times in spent.items() if times >= settings.patience}
+            drafts = self._drafts(wanted, target, condition, allowed, generator=generator, passed=passed, fresh=fresh)
             draws += wanted
-            rejected["first guess"] += wanted - len(drafts)
+            rejected["draft"] += wanted - len(drafts)
             for structure, value, deviation, facts in self._place(drafts, generator):
                 if len(accepted) == n:
                     break
+                key = facts.pop("composition")
                 reason = self._refuse(structure, found)
                 if reason is not None:
                     rejected[reason] += 1
-                    spent[_formula(structure.atomic_numbers)] += reason in ("known", "duplicate")
+                    spent[key] += reason in ("known", "duplicate")
                     continue
-                key = facts.pop("composition")
                 if settings.unique:
                     found.add(_plain(structure), structure)
                     taken.add(key)
@@ -507,11 +509,15 @@ class ConCDVAE(SavedAsBytes):
         target: float,
         condition: Condition,
         allowed: Tensor,
-        generator: torch.Generator,
         *,
-        exhausted: Collection[tuple[tuple[int, int], ...]] = (),
+        generator: torch.Generator,
+        passed: Collection[float] = (),
+        fresh: bool = False,
     ) -> _Drafts:
-        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each; none ``exhausted``."""
+        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each.
+
+        Compositions in ``passed`` are left out, and with ``fresh`` those already chosen, if samples must be unique.
+        """
         ratio, settings = self.settings.latent_filter, self.settings
         z = self._latents(count * ratio, target, generator)
         scaled = self.scaling.value(np.array([target]))
@@ -523,14 +529,21 @@ class ConCDVAE(SavedAsBytes):
         cost = np.abs(np.log(drafts.predicted / target)) + settings.caution * drafts.deviation
         # a first guess that overlaps will hardly become a crystal: decoding it is refused before it costs anything
         cost = np.where(self._guessed_contacts(drafts) >= settings.min_contact, cost, np.inf)
-        cost = np.where(np.isfinite(cost), cost, np.inf)
-        if exhausted:  # formulas that only gave known crystals again: the next best of the N takes their place
-            again = [_formula(row[row > 0].tolist()) in exhausted for row in drafts.numbers]
-            cost = np.where(again, np.inf, cost)
-        cost = cost.reshape(count, ratio)
-        best = cost.argmin(1)
-        rows = np.arange(count) * ratio + best
-        return drafts.rows(rows[np.isfinite(cost[np.arange(count), best])])
+        keys = _composition_keys(count_elements(drafts.numbers.numpy())).tolist()
+        chosen: list[int] = []
+        used = set(passed)
+        for group in np.argsort(cost.reshape(count, ratio), axis=1) + ratio * np.arange(count)[:, None]:
+            best = next((i for i in group.tolist() if keys[i] not in used), None)
+            if best is None or not np.isfinite(cost[best]):
+                continue
+            chosen.append(best)
+            if settings.unique and fresh:
+                used.add(keys[best])
+        return drafts.rows(np.array(chosen, dtype=int))
+
+    def _training_compositions(self) -> set[float]:
+        """Return the keys of all compositions of the training set."""
+        return set(_composition_keys(count_elements(padded_numbers(self.known.crystals))).tolist())
 
     def _guessed_contacts(self, drafts: _Drafts) -> np.ndarray:
         """Return the smallest d_ij / (r_i + r_j) (m,) of the first guesses of the coordinates."""
@@ -893,13 +906,6 @@ def _buckets(drafts: _Drafts) -> Iterator[tuple[np.ndarray, _Drafts]]:
         if len(rows):
             part = drafts.rows(rows)
             yield rows, replace(part, numbers=part.numbers[:, : int(natoms[rows].max())])
-
-
-def _formula(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return the reduced formula as ((atomic number, count), ...), sorted."""
-    counts = Counter(int(z) for z in numbers)
-    divisor = math.gcd(*counts.values())
-    return tuple(sorted((z, count // divisor) for z, count in counts.items()))
 
 
 def _held_out(count: int, share: float, seed: int) -> np.ndarray:
