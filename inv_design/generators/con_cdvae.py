@@ -55,7 +55,7 @@ from inv_design.generators.training import (
 from inv_design.structures.validity import geometry_reasons, metallic_radius
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pymatgen.core import Structure
     from torch import Tensor
@@ -113,6 +113,8 @@ class ConCDVAESettings:
         Draws allowed per wanted sample before ``sample`` gives up.
     patience
         Refusals of a composition (its crystals were known, or drawn before) after which it is left out for good.
+    variety
+        Cost (in ln of the property) in the ranking of a composition for every time it was drawn or known before.
     finetune_steps
         Optimiser steps of the first step in ``finetune``; 0.6 times as many follow for the decoder, 1.6 for the prior.
     finetune_share, finetune_boost
@@ -140,7 +142,7 @@ class ConCDVAESettings:
     temperature: float = 1.0
     species_temperature: float = 1.0
     shape_temperature: float = 0.3
-    lookahead: float | None = 0.08
+    lookahead: float | None = 0.05
     volume_correction: float = 0.8
     caution: float = 0.5
     max_sites: int = 20
@@ -152,6 +154,7 @@ class ConCDVAESettings:
     min_contact: float = 0.8
     attempts: int = 30
     patience: int = 2
+    variety: float = 0.01
     joint_steps: int = 1600
     decoder_steps: int = 1800
     prior_steps: int = 8000
@@ -436,15 +439,13 @@ class ConCDVAE(SavedAsBytes):
         accepted: list[Sample] = []
         found = KnownCrystals()
         rejected: Counter[str] = Counter()
-        spent: Counter[float] = Counter()
-        draws, taken = 0, self._training_compositions() if settings.novel else set()
+        seen = _Seen(self._training_compositions() if settings.novel else set(), settings)
+        draws = 0
         while len(accepted) < n and draws < settings.attempts * n:
             success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
             wanted = min(256, math.ceil(1.1 * (n - len(accepted)) / max(success, 0.2)) + 4)
-            # compositions that were seen cost no decoder call while others come; later, other polymorphs of them may
-            fresh = draws < settings.attempts * n / 2
-            passed = taken if fresh else {key for key, times in spent.items() if times >= settings.patience}
-            drafts = self._drafts(wanted, target, condition, allowed, generator=generator, passed=passed, fresh=fresh)
+            seen.strict = settings.latent_filter == 1 and draws < settings.attempts * n / 2
+            drafts = self._drafts(wanted, target, condition, allowed, generator=generator, seen=seen)
             draws += wanted
             rejected["draft"] += wanted - len(drafts)
             for structure, value, deviation, facts in self._place(drafts, generator):
@@ -454,11 +455,10 @@ class ConCDVAE(SavedAsBytes):
                 reason = self._refuse(structure, found)
                 if reason is not None:
                     rejected[reason] += 1
-                    spent[key] += reason in ("known", "duplicate")
+                    seen.refuse(key, reason)
                     continue
                 if settings.unique:
                     found.add(_plain(structure), structure)
-                    taken.add(key)
                 facts |= {"predicted_log_std": deviation, "generator": self.name}
                 accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, value, facts))
                 if progress is not None:
@@ -511,13 +511,9 @@ class ConCDVAE(SavedAsBytes):
         allowed: Tensor,
         *,
         generator: torch.Generator,
-        passed: Collection[float] = (),
-        fresh: bool = False,
+        seen: _Seen | None = None,
     ) -> _Drafts:
-        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each.
-
-        Compositions in ``passed`` are left out, and with ``fresh`` those already chosen, if samples must be unique.
-        """
+        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each, seen ones last."""
         ratio, settings = self.settings.latent_filter, self.settings
         z = self._latents(count * ratio, target, generator)
         scaled = self.scaling.value(np.array([target]))
@@ -530,15 +526,13 @@ class ConCDVAE(SavedAsBytes):
         # a first guess that overlaps will hardly become a crystal: decoding it is refused before it costs anything
         cost = np.where(self._guessed_contacts(drafts) >= settings.min_contact, cost, np.inf)
         keys = _composition_keys(count_elements(drafts.numbers.numpy())).tolist()
+        seen = _Seen(set(), settings) if seen is None else seen
         chosen: list[int] = []
-        used = set(passed)
-        for group in np.argsort(cost.reshape(count, ratio), axis=1) + ratio * np.arange(count)[:, None]:
-            best = next((i for i in group.tolist() if keys[i] not in used), None)
-            if best is None or not np.isfinite(cost[best]):
-                continue
-            chosen.append(best)
-            if settings.unique and fresh:
-                used.add(keys[best])
+        for group in np.arange(count * ratio).reshape(count, ratio).tolist():
+            best = min(group, key=lambda i: cost[i] + seen.penalty(keys[i]))
+            if np.isfinite(cost[best]) and np.isfinite(seen.penalty(keys[best])):
+                chosen.append(best)
+                seen.choose(keys[best])
         return drafts.rows(np.array(chosen, dtype=int))
 
     def _training_compositions(self) -> set[float]:
@@ -863,6 +857,33 @@ class ConCDVAE(SavedAsBytes):
         other.settings = replace(self.settings, **changes)
         other.last_statistics, other._remembered = {}, {}
         return other
+
+
+class _Seen:
+    """Compositions that a ``sample`` call passes over or puts last: of training crystals, and drawn before.
+
+    They would cost a decoder call each and mostly give a known crystal again, though another polymorph may come.
+    """
+
+    def __init__(self, known: set[float], settings: ConCDVAESettings) -> None:
+        self.settings = settings
+        self.times: Counter[float] = Counter(dict.fromkeys(known, 1))
+        self.refused: Counter[float] = Counter()
+        self.strict = False
+
+    def penalty(self, key: float) -> float:
+        """Return what is added to the cost of a draft: infinite if it is passed over."""
+        if self.refused[key] >= self.settings.patience or (self.strict and self.times[key]):
+            return math.inf
+        return self.settings.variety * self.times[key]
+
+    def choose(self, key: float) -> None:
+        """Note that a draft of this composition is decoded."""
+        self.times[key] += self.settings.unique
+
+    def refuse(self, key: float, reason: str) -> None:
+        """Note that a decoded crystal was refused."""
+        self.refused[key] += reason in ("known", "duplicate")
 
 
 class _Ticker:
