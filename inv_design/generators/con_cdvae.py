@@ -658,8 +658,7 @@ class ConCDVAE(SavedAsBytes):
         new = [i for i, key in enumerate(names) if key not in self._remembered]
         if new:
             unseen = counts[rows[new]]
-            volumes, _ = self.property_model.predict_volume(unseen)
-            values, _ = self.property_model.predict(unseen, volumes)
+            values = self.property_model.predict_expected(unseen)
             self._remembered.update(zip([names[i] for i in new], np.log(values).tolist(), strict=True))
         return np.array([self._remembered[key] for key in names])[inverse]
 
@@ -690,7 +689,7 @@ class ConCDVAE(SavedAsBytes):
         counts = count_elements(numbers.numpy())
         # one evaluation per distinct composition: the draws repeat themselves
         _, rows, inverse = np.unique(_composition_keys(counts), return_index=True, return_inverse=True)
-        atomic = self.property_model.predict_volume(counts[rows])[0] / counts[rows].sum(1)
+        atomic = self.property_model.predict_volume(counts[rows]) / counts[rows].sum(1)
         expected = atomic[inverse] * counts.sum(1)
         usable = np.isfinite(volume) & (volume > 0.2 * expected) & (volume < 5.0 * expected)
         volume = np.where(usable, volume, expected)

@@ -102,6 +102,13 @@ class GaussianProcess:
             return np.zeros(0), np.zeros(0)
         return torch.cat(means).numpy() + self.offset, torch.cat(deviations).numpy()
 
+    def predict_mean(self, descriptors: np.ndarray, *, chunk: int = 4096) -> np.ndarray:
+        """Return the mean (n,) alone, at a fraction of the cost of :meth:`predict`."""
+        _, weights = self._solve()
+        points, inputs = torch.as_tensor((descriptors - self.centre) / self.spread), torch.as_tensor(self.inputs)
+        means = [self._kernel(part, inputs) @ weights for part in points.split(chunk)]
+        return (torch.cat(means).numpy() if means else np.zeros(0)) + self.offset
+
     def leave_one_out(self) -> np.ndarray:
         """Return standardised leave-one-out residuals (m,) (Rasmussen & Williams 2006, equation 5.12)."""
         factor, weights = self._solve()

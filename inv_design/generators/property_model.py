@@ -82,12 +82,17 @@ class PropertyModel:
         mean, deviation = self.property_process.predict(np.column_stack([composition, excess, base]))
         return np.exp(mean + base), deviation
 
-    def predict_volume(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (cell volume in Å^3, standard deviation of its logarithm) expected for compositions (n, 95)."""
-        ones = np.ones(len(counts))
-        composition, _, _ = _descriptors(counts, ones, self.stiffness, self.volumes)
-        mean, deviation = self.volume_process.predict(composition)
-        return np.exp(mean) * (counts @ self.volumes), deviation
+    def predict_volume(self, counts: np.ndarray) -> np.ndarray:
+        """Return the cell volume (n,) in Å^3 expected for compositions (n, 95)."""
+        composition, _, _ = _descriptors(counts, np.ones(len(counts)), self.stiffness, self.volumes)
+        return np.exp(self.volume_process.predict_mean(composition)) * (counts @ self.volumes)
+
+    def predict_expected(self, counts: np.ndarray) -> np.ndarray:
+        """Return the property (n,) of compositions (n, 95) at the volume expected for them."""
+        cells = self.predict_volume(counts)
+        composition, excess, base = _descriptors(counts, cells, self.stiffness, self.volumes)
+        mean = self.property_process.predict_mean(np.column_stack([composition, excess, base]))
+        return np.exp(mean + base)
 
     def to_tensors(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return (arrays, configuration) that :meth:`from_tensors` takes back."""

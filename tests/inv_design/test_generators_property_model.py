@@ -57,7 +57,8 @@ def test_property_model_follows_composition_and_volume():
     assert np.median(np.abs(predicted / values[100:] - 1)) < 0.06
     smaller, _ = model.predict(counts[100:], 0.97 * cells[100:])
     assert np.mean(smaller > predicted) > 0.9
-    expected, _ = model.predict_volume(counts[100:])
+    expected = model.predict_volume(counts[100:])
+    np.testing.assert_allclose(model.predict_expected(counts), model.predict(counts, model.predict_volume(counts))[0])
     assert np.median(np.abs(np.log(expected / cells[100:]))) < 0.04
     extended = model.extended(counts, cells, values)
     again, _ = extended.predict(counts[100:], cells[100:])
