@@ -1,7 +1,7 @@
 """Bend CHGNet's labels towards PBE: the volumes and bulk moduli of the alloys, and the shear moduli of all crystals.
 
-CHGNet's bulk moduli scatter by 8 % about PBE, but its shear moduli are soft by more than a third, as universal
-potentials trained near minima are (Deng et al., npj Comput. Mater. 11, 9 (2025)); a network that learns them as they
+CHGNet's bulk moduli scatter by 8 % about PBE, but its shear moduli are about half of PBE's, as universal potentials
+trained near minima are soft (Deng et al., npj Comput. Mater. 11, 9 (2025)); a network that learns them as they
 are calls stable crystals Born unstable.
 """
 

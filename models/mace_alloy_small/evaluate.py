@@ -81,6 +81,8 @@ def main() -> None:
     report["bulk_modulus_eos"] = errors(moduli, reference)
     stiff = [i for i, value in enumerate(reference) if value > 60]
     report["bulk_modulus_eos_above_60_GPa"] = errors([moduli[i] for i in stiff], [reference[i] for i in stiff])
+    clean = [i for i, (_, _, fit) in enumerate(good) if not fit.flags]
+    report["bulk_modulus_eos_without_flags"] = errors([moduli[i] for i in clean], [reference[i] for i in clean])
     report["volume"] = errors(
         [fit.v0 for _, _, fit in good], [alloy.structure.volume / len(alloy.structure) for alloy, _, _ in good]
     )
@@ -99,6 +101,7 @@ def main() -> None:
             "seconds": seconds(start),
             "failed": sum(t.error is not None for t in tensors),
             "born_stable": sum(t.born_stable for t in tensors),
+            "without_flags": sum(not t.flags and t.error is None for t in tensors),
             "within_6_percent_of_eos": int(sum(abs(ratio - 1) < 0.06 for ratio in ratios)),
             "bulk_modulus_vrh": errors(
                 [t.bulk_modulus_vrh for t in tensors if t.error is None],
