@@ -38,10 +38,7 @@ def unpack(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         header_size = int.from_bytes(blob[:8], "little")
-        metadata = json.loads(blob[8 : 8 + header_size])["__metadata__"]
-        if KEY not in metadata:
-            return load(blob), json.loads(metadata["config"])
-        header = json.loads(metadata[KEY])
+        header = json.loads(json.loads(blob[8 : 8 + header_size])["__metadata__"][KEY])
         if header["format"] != FORMAT:
             raise ValueError(f"unknown weights format {header['format']!r}, expected {FORMAT!r}")
         return load(blob), header["config"]
