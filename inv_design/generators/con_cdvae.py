@@ -137,7 +137,7 @@ class ConCDVAESettings:
     latent_filter: int = 20
     rank_with: str = "decoded"
     guidance: float = 1.5
-    decoder_calls: int = 50
+    decoder_calls: int = 30
     prior_calls: int = 25
     temperature: float = 1.0
     species_temperature: float = 1.0
