@@ -151,7 +151,7 @@ class GeneratorConfig(_Section):
     )
     samples_per_round: int = Field(500, ge=1, description="crystals generated in each round")
     latent_filter: int = Field(20, ge=1, description="keep the best of so many latents by predicted property (1: off)")
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance factor (1: conditional, no extrapolation)")
+    guidance: float = Field(1.5, ge=0, description="classifier-free guidance factor (1: conditional, no extrapolation)")
     chunk: int = Field(50, ge=1, description="crystals per firework")
     max_sites: int = Field(20, ge=1, le=64, description="largest number of atoms in a generated cell")
     pretrained: bool = Field(True, description="start from the packaged weights where they fit the data")
