@@ -115,14 +115,21 @@ def test_impossible_conditions_are_named(packaged):
 
 def test_the_latent_filter_brings_predictions_to_the_target(packaged):
     def error(**settings):
-        samples = packaged.with_settings(lookahead=None, **settings).sample(
-            24, Condition({K: 150.0}, max_sites=6), seed=0
-        )
-        return np.mean([abs(s.score / 150 - 1) for s in samples])
+        plain = packaged.with_settings(lookahead=None, species_temperature=0.2, **settings)
+        samples = plain.sample(40, Condition({K: 250.0}, max_sites=6), seed=0)
+        return np.mean([abs(s.score / 250 - 1) for s in samples])
 
     straight, filtered = error(latent_filter=1), error(latent_filter=10)
     assert filtered < 0.5 * straight
-    assert error(latent_filter=10, rank_with="latent") < straight
+    assert error(latent_filter=20, rank_with="latent") < straight
+
+
+def test_looking_ahead_brings_single_draws_to_the_target(packaged):
+    def error(lookahead):
+        samples = packaged.with_settings(latent_filter=1, lookahead=lookahead).sample(24, Condition({K: 120.0}), seed=0)
+        return np.mean([abs(s.score / 120 - 1) for s in samples])
+
+    assert error(0.05) < 0.6 * error(None)
 
 
 def test_capabilities_name_ranges_and_elements(packaged):
