@@ -93,6 +93,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> list[dict[str, 
             )
             row["labels"] = len(labels(connection, config.name, number))
             row["campaign_seconds"] = round(seconds)
+            row["command"] = " ".join(["python benchmarks/active_learning.py", *sys.argv[1:]])
             row["funnel"] = {k: v for k, v in metrics.items() if k == "funnel"}.get("funnel")
             rows.append(row)
             print(line(row), flush=True)
@@ -142,6 +143,16 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def kept_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of an earlier, partial run that this one does not replace; its settings must be the same."""
+    if not options.output.exists():
+        return []
+    earlier = json.loads(options.output.read_text())
+    if earlier["settings"] != {k: getattr(options, k) for k in ("samples", "budget", "judged")}:
+        return []
+    return [r for r in earlier["rows"] if r["arm"] not in options.arms or r["seed"] not in options.seeds]
+
+
 def main() -> None:
     """Run all arms and seeds, print the table, write the results after each arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,13 +163,12 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=30, help="crystals judged per round")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = kept_rows(options)
     for seed in options.seeds:
         for arm in options.arms:
             rows += run_arm(arm, seed, options)
-            settings = {k: v for k, v in vars(options).items() if k != "output"}
-            command = "python benchmarks/active_learning.py " + " ".join(sys.argv[1:])
-            result = {"command": command.strip(), "settings": settings, "summary": summary(rows), "rows": rows}
+            settings = {k: getattr(options, k) for k in ("samples", "budget", "judged")}
+            result = {"settings": settings, "summary": summary(rows), "rows": rows}
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(result, indent=1) + "\n")
     for row in summary(rows):
