@@ -112,7 +112,7 @@ class ConCDVAESettings:
     attempts
         Draws allowed per wanted sample before ``sample`` gives up.
     patience
-        Refusals of a composition (its crystals were known, or drawn before) after which it is left out for good.
+        Refusals of a composition in a rough cell (known, or drawn before) after which it is left out.
     variety
         Cost (in ln of the property) in the ranking of a composition for every time it was drawn or known before.
     finetune_steps
@@ -483,23 +483,24 @@ class ConCDVAE(SavedAsBytes):
         accepted: list[Sample] = []
         found = KnownCrystals()
         rejected: Counter[str] = Counter()
-        seen = _Seen(self._training_compositions() if settings.novel else set(), settings)
-        draws = 0
+        seen = _Seen(self._training_forms() if settings.novel else [], settings)
+        draws, heat = 0, 1.0
         while len(accepted) < n and draws < settings.attempts * n:
             success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
             wanted = min(256, math.ceil(1.1 * (n - len(accepted)) / max(success, 0.2)) + 4)
             seen.strict = settings.latent_filter == 1 and draws < settings.attempts * n / 2
-            drafts = self._drafts(wanted, target, condition, allowed, generator=generator, seen=seen)
-            draws += wanted
+            source = self if heat == 1.0 else self._heated(heat)
+            drafts = source._drafts(wanted, target, condition, allowed, generator=generator, seen=seen)
+            before, draws = len(accepted), draws + wanted
             rejected["draft"] += wanted - len(drafts)
             for structure, value, deviation, facts in self._place(drafts, generator):
                 if len(accepted) == n:
                     break
-                key = facts.pop("composition")
+                form = facts.pop("form")
                 reason = self._refuse(structure, found)
                 if reason is not None:
                     rejected[reason] += 1
-                    seen.refuse(key, reason)
+                    seen.refuse(form, reason)
                     continue
                 if settings.unique:
                     found.add(_plain(structure), structure)
@@ -507,14 +508,26 @@ class ConCDVAE(SavedAsBytes):
                 accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, value, facts))
                 if progress is not None:
                     progress(len(accepted), n, "sampling")
+            if len(accepted) - before < 0.25 * (wanted if settings.latent_filter > 1 else len(drafts)):
+                heat = min(1.3 * heat, 4.0)
         self.last_statistics = {
             "wanted": n,
             "accepted": len(accepted),
             "draws": draws,
+            "heat": heat,
             "rejected": {name: count for name, count in sorted(rejected.items()) if count},
             "seconds": time.perf_counter() - started,
         }
         return accepted
+
+    def _heated(self, heat: float) -> ConCDVAE:
+        """Return a generator that draws more widely: where new crystals become scarce, the condition must yield."""
+        settings = self.settings
+        return self.with_settings(
+            lookahead=None if settings.lookahead is None else settings.lookahead * heat,
+            shape_temperature=min(settings.shape_temperature * heat, 1.0),
+            species_temperature=settings.species_temperature * heat**0.5,
+        )
 
     def _check(self, condition: Condition) -> tuple[float, Tensor]:
         from pymatgen.core import Element
@@ -569,8 +582,8 @@ class ConCDVAE(SavedAsBytes):
         cost = np.abs(np.log(drafts.predicted / target)) + settings.caution * drafts.deviation
         # a first guess that overlaps will hardly become a crystal: decoding it is refused before it costs anything
         cost = np.where(self._guessed_contacts(drafts) >= settings.min_contact, cost, np.inf)
-        keys = _composition_keys(count_elements(drafts.numbers.numpy())).tolist()
-        seen = _Seen(set(), settings) if seen is None else seen
+        keys = _forms(drafts.numbers.numpy(), drafts.lengths.numpy(), drafts.angles.numpy())
+        seen = _Seen([], settings) if seen is None else seen
         chosen: list[int] = []
         for group in np.arange(count * ratio).reshape(count, ratio).tolist():
             best = min(group, key=lambda i: cost[i] + seen.penalty(keys[i]))
@@ -579,9 +592,11 @@ class ConCDVAE(SavedAsBytes):
                 seen.choose(keys[best])
         return drafts.rows(np.array(chosen, dtype=int))
 
-    def _training_compositions(self) -> set[float]:
-        """Return the keys of all compositions of the training set."""
-        return set(_composition_keys(count_elements(padded_numbers(self.known.crystals))).tolist())
+    def _training_forms(self) -> list[_Form]:
+        """Return the composition and rough cell of all training crystals."""
+        crystals = self.known.crystals
+        lengths = np.stack([crystal.lengths for crystal in crystals])
+        return _forms(padded_numbers(crystals), lengths, np.stack([crystal.angles for crystal in crystals]))
 
     def _guessed_contacts(self, drafts: _Drafts) -> np.ndarray:
         """Return the smallest d_ij / (r_i + r_j) (m,) of the first guesses of the coordinates."""
@@ -749,7 +764,7 @@ class ConCDVAE(SavedAsBytes):
         placed: list[tuple[Structure, float, float, dict[str, Any]] | None] = [None] * len(drafts)
         for rows, part in _buckets(drafts):
             coords, moved = self._denoise(part, generator)
-            keys = _composition_keys(count_elements(part.numbers.numpy())).tolist()
+            forms = _forms(part.numbers.numpy(), part.lengths.numpy(), part.angles.numpy())
             for slot, row in enumerate(rows):
                 size = int((part.numbers[slot] > 0).sum())
                 crystal = CanonicalCrystal(
@@ -764,7 +779,7 @@ class ConCDVAE(SavedAsBytes):
                 facts = {
                     "repaired": bool(moved[slot]),
                     "symmetry_tolerance": tolerance,
-                    "composition": keys[slot],
+                    "form": forms[slot],
                 }
                 placed[row] = (structure, float(part.predicted[slot]), float(part.deviation[slot]), facts)
         return [item for item in placed if item is not None]
@@ -898,35 +913,41 @@ class ConCDVAE(SavedAsBytes):
         other = ConCDVAE.__new__(ConCDVAE)
         other.__dict__.update(self.__dict__)
         other.settings = replace(self.settings, **changes)
-        other.last_statistics, other._remembered = {}, {}
+        other.last_statistics = {}
         return other
 
 
-class _Seen:
-    """Compositions that a ``sample`` call passes over or puts last: of training crystals, and drawn before.
+_Form = tuple[float, tuple[int, ...]]
+"""A composition key, and number of sites, angles and cell shape on a coarse grid: what likely is the same crystal."""
 
-    They would cost a decoder call each and mostly give a known crystal again, though another polymorph may come.
+
+class _Seen:
+    """Forms that a ``sample`` call passes over or puts last: of training crystals, and drawn before.
+
+    They would cost a decoder call each and mostly give a known crystal again.
     """
 
-    def __init__(self, known: set[float], settings: ConCDVAESettings) -> None:
+    def __init__(self, known: list[_Form], settings: ConCDVAESettings) -> None:
         self.settings = settings
-        self.times: Counter[float] = Counter(dict.fromkeys(known, 1))
-        self.refused: Counter[float] = Counter()
+        self.forms = Counter(dict.fromkeys(known, 1))
+        self.compositions = Counter({form[0]: 1 for form in known})
+        self.refused: Counter[_Form] = Counter()
         self.strict = False
 
-    def penalty(self, key: float) -> float:
+    def penalty(self, form: _Form) -> float:
         """Return what is added to the cost of a draft: infinite if it is passed over."""
-        if self.refused[key] >= self.settings.patience or (self.strict and self.times[key]):
+        if self.refused[form] >= self.settings.patience or (self.strict and self.forms[form]):
             return math.inf
-        return self.settings.variety * self.times[key]
+        return self.settings.variety * (3 * self.forms[form] + self.compositions[form[0]])
 
-    def choose(self, key: float) -> None:
-        """Note that a draft of this composition is decoded."""
-        self.times[key] += self.settings.unique
+    def choose(self, form: _Form) -> None:
+        """Note that a draft of this form is decoded."""
+        self.forms[form] += self.settings.unique
+        self.compositions[form[0]] += self.settings.unique
 
-    def refuse(self, key: float, reason: str) -> None:
+    def refuse(self, form: _Form, reason: str) -> None:
         """Note that a decoded crystal was refused."""
-        self.refused[key] += reason in ("known", "duplicate")
+        self.refused[form] += reason in ("known", "duplicate")
 
 
 class _Ticker:
@@ -987,6 +1008,14 @@ def _composition_keys(counts: np.ndarray) -> np.ndarray:
     """Return one number (n,) per composition, the same for the same fractions: a projection on irrational weights."""
     weights = np.sqrt(np.arange(counts.shape[1]) + 0.5) % 1.0
     return np.round(counts @ weights / counts.sum(1), 10)
+
+
+def _forms(numbers: np.ndarray, lengths: np.ndarray, angles: np.ndarray) -> list[_Form]:
+    """Return the forms of crystals: numbers (n, sites) padded with 0, lengths (n, 3) and angles (n, 3)."""
+    keys = _composition_keys(count_elements(numbers)).tolist()
+    shape = np.log(lengths / lengths.prod(1, keepdims=True) ** (1 / 3)) / 0.1
+    cells = np.column_stack([(numbers > 0).sum(1), np.rint(angles / 8.0), np.rint(shape)]).astype(int)
+    return [(key, tuple(cell)) for key, cell in zip(keys, cells.tolist(), strict=True)]
 
 
 def _sharper_end(logits: Tensor, last: Tensor, temperature: float) -> Tensor:
