@@ -113,15 +113,22 @@ def test_impossible_conditions_are_named(packaged):
         ConCDVAE().sample(1, Condition({K: 100.0}))
 
 
-def test_the_latent_filter_brings_predictions_to_the_target(packaged):
+def test_the_filter_brings_predictions_to_the_target(packaged):
     def error(**settings):
-        plain = packaged.with_settings(lookahead=None, species_temperature=0.2, **settings)
-        samples = plain.sample(40, Condition({K: 250.0}, max_sites=6), seed=0)
-        return np.mean([abs(s.score / 250 - 1) for s in samples])
+        plain = packaged.with_settings(lookahead=None, **settings)
+        samples = plain.sample(30, Condition({K: 150.0}, max_sites=6), seed=0)
+        return np.mean([abs(s.score / 150 - 1) for s in samples])
 
-    straight, filtered = error(latent_filter=1), error(latent_filter=10)
-    assert filtered < 0.5 * straight
-    assert error(latent_filter=20, rank_with="latent") < straight
+    straight, five, twenty = (error(latent_filter=n) for n in (1, 5, 20))
+    assert five < 0.7 * straight
+    assert twenty < five
+
+
+def test_ranking_by_the_latent_predictor_samples_too(packaged):
+    # no claim about its accuracy: measured, it does not help (see the model card)
+    samples = packaged.with_settings(rank_with="latent").sample(4, Condition({K: 150.0}), seed=0)
+    assert len(samples) == 4
+    assert all(min_radius_ratio(s.structure) >= 0.75 for s in samples)
 
 
 def test_looking_ahead_brings_single_draws_to_the_target(packaged):
