@@ -200,6 +200,8 @@ def test_ctrl_c_is_one_line_and_130() -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        # tests that run in a shell's background inherit a SIGINT that is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["index"] == 0
