@@ -2,7 +2,8 @@
 
 For every target K and every way of sampling: draws crystals with a fixed seed, counts geometry, uniqueness and novelty
 over all of them, judges the first ones (relaxation, then K from E(V) over +-4 % of the volume) and prints one row.
-Seconds are processor seconds of one thread, because a benchmark may share its machine.
+Every row is stored when it is done, with its command, in place of an earlier one of the same way and target. Seconds
+are processor seconds of one thread, because a benchmark may share its machine.
 
     OMP_NUM_THREADS=1 python benchmarks/generator.py
     OMP_NUM_THREADS=1 python benchmarks/generator.py --targets 100 300 --samples 200 --judged 40 --ways ranked
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 import warnings
@@ -42,21 +44,23 @@ def main() -> None:
 
     torch.set_num_threads(1)
     calculator = get_calculator(arguments.calculator)
-    rows = []
+    judge_protocol = calculator_protocol(arguments.calculator) | {"bulk_modulus": "relaxed, then E(V) over +-4 %"}
+    command = shlex.join(["python", "benchmarks/generator.py", *sys.argv[1:]])
     for way, generator in make_generators(arguments.ways, arguments.model).items():
         for target in arguments.targets:
-            row = {"way": way, "target": target} | measure(generator, target, calculator, arguments)
-            rows.append(row)
+            row = {"way": way, "target": target, "seed": arguments.seed, "command": command}
+            row |= measure(generator, target, calculator, arguments)
             print(render(row), flush=True)
-    result = {
-        "command": "python benchmarks/generator.py " + " ".join(sys.argv[1:]),
-        "judge": calculator_protocol(arguments.calculator) | {"bulk_modulus": "relaxed, then E(V) over +-4 %"},
-        "seed": arguments.seed,
-        "rows": rows,
-    }
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+            store(row | {"judge": judge_protocol}, arguments.output)
+
+
+def store(row: dict[str, Any], path: Path) -> None:
+    """Put one row into the result file, in place of an earlier one of the same way and target."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [other for other in rows if (other["way"], other["target"]) != (row["way"], row["target"])]
+    rows = sorted([*rows, row], key=lambda r: (WAYS.index(r["way"]), r["target"]))
+    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
