@@ -45,10 +45,10 @@ def campaign(arm: str, seed: int, samples: int, budget: int) -> Any:
 
 def judge(name: str, number: int, count: int) -> dict[str, Any]:
     """Judge the first ``count`` candidates of a round, exactly as generated."""
-    from fireworks_specs.firetasks.base import structures_by_id
     from fireworks_specs.pool import map_unordered
     from inv_design.mechanics.stages import measure_equation_of_state
     from stores.documents import Candidate
+    from stores.queries import structures_by_id
 
     candidates = Candidate.objects(campaign=name, round=number).order_by("index").limit(count)
     ids = list(candidates.scalar("structure_id"))

@@ -86,13 +86,3 @@ def _weights(model_id: str) -> bytes:
         raise ValueError(f"the database has no model {model_id!r}")
     blob: bytes = document.load()
     return blob
-
-
-def structures_by_id(ids: list[str]) -> dict[str, Any]:
-    """Return structure id -> pymatgen Structure for the ids that the database has."""
-    from pymatgen.core import Structure as Crystal
-
-    from stores.documents.structure import Structure
-
-    documents = Structure.objects(structure_id__in=ids).only("structure_id", "structure")
-    return {d.structure_id: Crystal.from_dict(d.structure) for d in documents}

@@ -6,8 +6,9 @@ from typing import Any
 
 from fireworks import explicit_serialize
 
-from fireworks_specs.firetasks.base import CampaignTask, structures_by_id
+from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.progress import report
+from stores.queries import structures_by_id
 
 
 @explicit_serialize

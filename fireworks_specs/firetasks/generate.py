@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fireworks import explicit_serialize
 
@@ -63,7 +63,7 @@ class GenerateTask(CampaignTask):
             ]
         )
         statistics = {"wanted": wanted, "delivered": len(samples), **getattr(generator, "last_statistics", {})}
-        claim_step(key, {"campaign": name, "statistics": _plain(statistics)})
+        claim_step(key, {"campaign": name, "statistics": statistics})
 
 
 def campaign_condition(config: CampaignConfig, target: float | None = None) -> Condition:
@@ -87,12 +87,3 @@ def configured_generator(model_id: str, config: CampaignConfig) -> Generator:
     section = config.generator
     configured: Generator = with_settings(latent_filter=section.latent_filter, guidance=section.guidance)
     return configured
-
-
-def _plain(value: Any) -> Any:
-    """Return statistics with numpy scalars turned into plain numbers."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value.item() if hasattr(value, "item") else value

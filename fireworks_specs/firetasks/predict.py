@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fireworks import explicit_serialize
 
-from fireworks_specs.firetasks.base import CampaignTask, load_predictor_model, structures_by_id
+from fireworks_specs.firetasks.base import CampaignTask, load_predictor_model
 from fireworks_specs.progress import report
+from stores.queries import structures_by_id
 
 BATCH = 100
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
-from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, load_predictor_model, structures_by_id
+from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, load_predictor_model
 from fireworks_specs.progress import report
 from fireworks_specs.seeds import derive_seed
+from stores.queries import structures_by_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,6 @@ class TrainTask(CampaignTask):
     def work(self) -> None:
         """Insert the model unless the round has one."""
         from builders.run import build_training_set
-
         from fireworks_specs.steps import model_of_round
         from stores.documents.training_set import TrainingSet
         from stores.records import insert_model
