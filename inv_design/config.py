@@ -79,7 +79,9 @@ class DataConfig(_Section):
     max_formation_energy: float = Field(
         0.15, description="eV/atom; entries above it are left out where the data states a formation energy"
     )
-    label_range: tuple[float, float] = Field((0.0, 500.0), description="GPa; labels outside (low, high] are left out")
+    label_range: tuple[float, float] = Field(
+        (0.0, 500.0), description="GPa; reference labels outside (low, high] are left out"
+    )
     max_entries: int | None = Field(None, ge=10, description="use only so many entries (rehearsals); null: all")
 
     @field_validator("elements", "exclude")
@@ -204,6 +206,10 @@ class CampaignConfig(_Section):
     rounds: int = Field(2, ge=0, le=1000, description="rounds after the initial one (round 0)")
     chemistry: ChemistryConfig = ChemistryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    retrain: list[Literal["predictor", "generator"]] = Field(
+        ["predictor", "generator"],
+        description="models that learn from the new labels in each later round; the others stay as they are in round 0",
+    )
     seed: int = Field(0, ge=0, description="the one seed that all others derive from")
 
     @field_validator("targets", mode="before")
