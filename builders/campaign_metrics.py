@@ -60,6 +60,7 @@ class CampaignMetricsBuilder(CampaignBuilder):
                     "round": number,
                     "target": config.target,
                     "budget": config.stages.dft.budget_per_round,
+                    "mlip_budget": config.stages.mlip.budget_per_round,
                     "summaries": sorted(rounds.get(number, []), key=lambda s: s["candidate_id"]),
                     "models": sorted(models.get(number, []), key=lambda m: m["model_id"]),
                     "evaluations": sorted(evaluations.get(number, []), key=lambda e: e["target"]),
@@ -112,7 +113,7 @@ def input_hash(item: Mapping[str, Any], version: str) -> str:
     summaries = [[s["candidate_id"], s.get("input_hash")] for s in item["summaries"]]
     models = [m["model_id"] for m in item["models"]]
     evaluations = [e["evaluation_id"] for e in item["evaluations"]]
-    settings = [version, item["target"], item["budget"], item["training_set_id"]]
+    settings = [version, item["target"], item["budget"], item["mlip_budget"], item["training_set_id"]]
     return content_id("h", [settings, summaries, models, evaluations])
 
 
@@ -131,7 +132,7 @@ def round_metrics(item: Mapping[str, Any]) -> Document:
         "generated": len(summaries),
         "distinct_structures": len({s["structure_id"] for s in summaries}),
         "duplicates": sum(s.get("duplicate_of") is not None for s in summaries),
-        "funnel": funnel(summaries, budget=item["budget"]),
+        "funnel": funnel(summaries, budget=item["budget"], mlip_budget=item["mlip_budget"]),
         "hit_rate": hit_rate(summaries),
         "target_error": target_errors(summaries, item["target"]),
         "element_shares": element_shares(known) if known else {},

@@ -256,6 +256,7 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
             config=config.stages.predictor,
             exclude=expand_elements(config.chemistry.exclude),
             duplicate_of=item["duplicate_of"],
+            hit_tolerance=config.stages.dft.tolerance,
         )
     ]
     stages: Document = {"predictor": _predictor_stage(verdicts[0], item["predictions"])}

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from builders.base import CampaignBuilder
+from inv_design.screening.acquisition import combine, judge_error
 from inv_design.screening.priority import rank
+from inv_design.screening.quality import distrusted
 from inv_design.screening.verdict import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from inv_design.config import CampaignConfig
+
     Document = dict[str, Any]
 
-FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "index", "seed"]
+FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "index", "seed"]
+
+
+LEAST = -1e6
+"""The priority of a candidate without a value: a number that every database stores."""
 
 
 class ScreeningQueueBuilder(CampaignBuilder):
@@ -57,14 +66,14 @@ class ScreeningQueueBuilder(CampaignBuilder):
                     "campaign": name,
                     "round": number,
                     "summaries": summaries,
-                    "target": config.target,
-                    "budget": config.stages.dft.budget_per_round,
+                    "earlier": [s for k, group in rounds.items() if k < number for s in group],
+                    "config": config,
                 }
 
     def process_item(self, item: Document) -> Document:
         """Return the queue of one round; a round whose queue cannot be told keeps the one it has."""
         try:
-            queue = next_candidates(item["summaries"], target=item["target"], budget=item["budget"])
+            queue = next_candidates(item["summaries"], config=item["config"], earlier=item["earlier"])
         except Exception as error:
             self.logger.error("the queue of %s, round %s, stays as it is: %s", item["campaign"], item["round"], error)
             return {**item, "queue": None}
@@ -94,52 +103,84 @@ class ScreeningQueueBuilder(CampaignBuilder):
         return written
 
 
-def next_candidates(summaries: Iterable[Mapping[str, Any]], *, target: float, budget: int) -> list[Document]:
+def next_candidates(
+    summaries: Iterable[Mapping[str, Any]], *, config: CampaignConfig, earlier: Iterable[Mapping[str, Any]] = ()
+) -> list[Document]:
     """Return the queue of one round: stage, candidate and priority, best first in each stage.
+
+    Everything that entered a stage is ranked, what is done too, so that an interrupted round goes on as it was planned.
 
     Parameters
     ----------
     summaries
         The round's candidate summaries.
-    target
-        Bulk modulus wanted, in GPa.
-    budget
-        Labels of the round. Every result of the dft stage counts against it, a failed one too; what is queued but not
-        finished does not, so that a lost run is simply taken again.
+    config
+        Its targets, tolerances, acquisition and budgets. Every result of a stage with a budget counts against it, a
+        failed one too; what is queued but not finished does not, so that a lost run is simply taken again.
+    earlier
+        Summaries of earlier rounds: their labels tell how far the stage-II potential is off.
     """
     rounds = list(summaries)
+    error = judge_error(judged_and_labelled(earlier))
+    budgets = {"mlip": config.stages.mlip.budget_per_round, "dft": config.stages.dft.budget_per_round}
     queue: list[Document] = []
     for stage in STAGES:
-        waiting = [
+        entered = [s for s in rounds if stage in (s.get("stages") or {})]
+        ranked = rank(
+            [_choice(s, stage, config.stages.predictor.acquisition, error) for s in entered],
+            target=config.target,
+            acquisition=config.stages.predictor.acquisition,
+            tolerance=config.stages.dft.tolerance,
+        )
+        waiting = {s["candidate_id"] for s in entered if s["stage"] == stage and s["status"] == "waiting"}
+        chosen = [r for r in ranked if r["candidate_id"] in waiting]
+        budget = budgets.get(stage)
+        if budget is not None:
+            chosen = chosen[: remaining_budget(rounds, budget, stage=stage)]
+        queue += [
             {
                 "stage": stage,
-                "candidate_id": s["candidate_id"],
-                "structure_id": s["structure_id"],
-                "value": _number(s, "mlip") if stage == "dft" else _number(s, "predictor"),
-                "std": (s["stages"].get("predictor") or {}).get("std"),
+                **{k: r[k] for k in ("candidate_id", "structure_id")},
+                "priority": max(r["priority"], LEAST),
             }
-            for s in rounds
-            if s["stage"] == stage and s["status"] == "waiting"
-        ]
-        ranked = rank(waiting, target=target)
-        if stage == "dft":
-            ranked = ranked[: remaining_budget(rounds, budget)]
-        queue += [
-            {**{k: r[k] for k in ("stage", "candidate_id", "structure_id")}, "priority": _finite(r["priority"])}
-            for r in ranked
+            for r in chosen
         ]
     return queue
 
 
-def remaining_budget(summaries: Iterable[Mapping[str, Any]], budget: int) -> int:
-    """Return how many labels of a round are left: its budget less the structures that have a result, failed or not."""
-    labelled = {s["structure_id"] for s in summaries if s["stage"] == "dft" and s["status"] != "waiting"}
-    return max(budget - len(labelled), 0)
+def remaining_budget(summaries: Iterable[Mapping[str, Any]], budget: int, *, stage: str = "dft") -> int:
+    """Return what is left of a stage's budget in a round: less the structures that have a result, failed or not."""
+    done = {
+        s["structure_id"]
+        for s in summaries
+        if ((s.get("stages") or {}).get(stage) or {}).get("status", "waiting") != "waiting"
+    }
+    return max(budget - len(done), 0)
 
 
-def _number(summary: Mapping[str, Any], stage: str) -> float | None:
-    return (summary["stages"].get(stage) or {}).get("value")
+def judged_and_labelled(summaries: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Return (stage-II value, label) in GPa of the candidates that have both, neither in doubt."""
+    pairs = []
+    for summary in summaries:
+        records = [(summary.get("stages") or {}).get(stage) or {} for stage in ("mlip", "dft")]
+        if all(r.get("value") is not None and not distrusted(r.get("flags") or ()) for r in records):
+            pairs.append((float(records[0]["value"]), float(records[1]["value"])))
+    return pairs
 
 
-def _finite(priority: float) -> float:
-    return max(priority, -1e6)
+def _choice(
+    summary: Mapping[str, Any], stage: str, acquisition: str, judge: tuple[float, float]
+) -> dict[str, Any]:  # fmt: skip
+    """Return what a candidate is ranked by: the best value before the stage, and its standard deviation, in GPa."""
+    predicted = summary["stages"].get("predictor") or {}
+    value, std = predicted.get("value"), predicted.get("std")
+    relaxed = (summary["stages"].get("mlip") or {}).get("value")
+    if stage == "dft" and acquisition == "threshold":
+        value = relaxed
+    elif stage == "dft" and relaxed is not None and relaxed > 0:
+        bias, spread = judge
+        corrected = relaxed * math.exp(bias)
+        estimates = [(corrected, corrected * math.sinh(spread))]
+        value, std = combine([*estimates, (value, std)] if std else estimates)
+    names = ("candidate_id", "structure_id", "chemsys")
+    return {**{k: summary.get(k) for k in names}, "value": value, "std": std}

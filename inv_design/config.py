@@ -100,6 +100,14 @@ class PredictorConfig(_Section):
     committee: int = Field(4, ge=1, le=32, description="members of the ensemble that give the uncertainty")
     epochs: int | None = Field(None, ge=1, description="passes over the training set; null: the model's default")
     tolerance: float = Field(0.30, gt=0, description="largest relative deviation from the target")
+    acquisition: Literal["threshold", "target_probability", "expected_hits"] = Field(
+        "threshold",
+        description="what lets candidates pass and orders them: the predicted value alone (the paper's threshold), its "
+        "probability of a hit, or the expected gain in chemical systems with a hit",
+    )
+    min_probability: float = Field(
+        0.1, ge=0, le=1, description="smallest probability of a hit that passes; not used by acquisition threshold"
+    )
     min_distance: float = Field(0.5, ge=0, description="Å; smallest distance between two atoms")
     min_radius_ratio: float = Field(
         0.75, ge=0, description="smallest distance in units of the sum of the metallic radii of the pair"
@@ -122,6 +130,9 @@ class MlipConfig(_Section):
         description="a crystal that relaxes out of these tolerances is rejected",
     )
     born_stable: bool = Field(True, description="reject crystals whose elastic tensor is not positive definite")
+    budget_per_round: int | None = Field(
+        None, ge=0, description="candidates per round that are relaxed, best first; null: all that passed stage I"
+    )
     chunk: int = Field(10, ge=1, description="candidates per firework")
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 STATUSES = ("passed", "rejected", "failed", "waiting")
 
 
-def funnel(summaries: Sequence[Summary], *, budget: int | None = None) -> dict[str, dict[str, Any]]:
+def funnel(
+    summaries: Sequence[Summary], *, budget: int | None = None, mlip_budget: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Return per stage the candidates that entered it and what became of them.
 
     Returns
@@ -25,8 +27,8 @@ def funnel(summaries: Sequence[Summary], *, budget: int | None = None) -> dict[s
     dict
         Stage -> ``in``, ``passed``, ``rejected``, ``failed``, ``waiting``, ``reasons`` (first rule that failed ->
         candidates) and ``all_reasons`` (every rule that failed). ``in`` is the sum of the four. In the dft stage
-        ``passed`` are the hits, and with ``budget`` ``over_budget`` counts those of ``waiting`` that the round's
-        labels do not reach.
+        ``passed`` are the hits. ``over_budget`` counts those of ``waiting`` that the round's ``budget`` of labels, or
+        its ``mlip_budget`` of relaxations, does not reach.
     """
     result: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
@@ -51,10 +53,11 @@ def funnel(summaries: Sequence[Summary], *, budget: int | None = None) -> dict[s
     if broken:
         result["predictor"]["reasons"]["summary"] = broken
         result["predictor"]["all_reasons"]["summary"] = broken
-    if budget is not None:
-        dft = result["dft"]
-        left = max(budget - (dft["in"] - dft["waiting"]), 0)
-        dft["over_budget"] = max(dft["waiting"] - left, 0)
+    for stage, limit in (("mlip", mlip_budget), ("dft", budget)):
+        if limit is not None:
+            record = result[stage]
+            left = max(limit - (record["in"] - record["waiting"]), 0)
+            record["over_budget"] = max(record["waiting"] - left, 0)
     return result
 
 

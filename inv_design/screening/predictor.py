@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from inv_design.screening.target import target_reasons
+from inv_design.config import PROPERTY_UNITS
+from inv_design.screening.acquisition import target_probability
+from inv_design.screening.target import UPPER_BOUNDS, target_reasons
 from inv_design.screening.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ def screen_predictor(
     config: PredictorConfig,
     exclude: Iterable[str] = (),
     duplicate_of: str | None = None,
+    hit_tolerance: float = 0.20,
 ) -> Verdict:
     """Return stage I's verdict (Li et al. 2025, II C 1): cheap rules first, every failing rule recorded.
 
@@ -39,6 +42,8 @@ def screen_predictor(
         Element symbols that no candidate may contain.
     duplicate_of
         Id of the earlier crystal that this one matches within ``config.match``, if any.
+    hit_tolerance
+        Relative deviation of the label that will count as a hit; used unless ``config.acquisition`` is ``threshold``.
     """
     reasons = [
         *composition_reasons(structure, min_elements=config.min_elements, exclude=exclude),
@@ -50,9 +55,12 @@ def screen_predictor(
     records = {str(record["property"]): record for record in predictions}
     values = {name: float(r["value"]) for name, r in records.items() if _usable(r)}
     missing = [name for name, r in records.items() if name in targets and name not in values]
-    reasons += target_reasons(
-        {**_structure_values(structure, targets), **values}, targets, tolerance=config.tolerance
-    )  # fmt: skip
+    plain = {**_structure_values(structure, targets), **values}
+    if config.acquisition != "threshold":
+        uncertain = {name: records[name] for name in values if name in targets and name not in UPPER_BOUNDS}
+        plain = {name: value for name, value in plain.items() if name not in uncertain}
+        reasons += probability_reasons(uncertain, targets, least=config.min_probability, tolerance=hit_tolerance)
+    reasons += target_reasons(plain, targets, tolerance=config.tolerance)
     if reasons:
         return Verdict("predictor", "rejected", tuple(reasons))
     if missing:
@@ -108,6 +116,35 @@ def distance_reasons(structure: Structure, *, min_distance: float, min_radius_ra
             reasons.append(Reason("min_radius_ratio", ratio, min_radius_ratio, message))
     except ValueError as error:  # an element without a radius
         reasons.append(Reason("geometry", None, None, f"distances cannot be judged: {error}"))
+    return reasons
+
+
+def probability_reasons(
+    predictions: Mapping[str, Mapping[str, Any]], targets: Mapping[str, float], *, least: float, tolerance: float
+) -> list[Reason]:
+    """Return a reason for each target that a candidate is too unlikely to hit.
+
+    Parameters
+    ----------
+    predictions
+        Property -> prediction record with ``value`` and ``std`` in the property's unit.
+    least
+        Smallest probability that passes.
+    tolerance
+        Relative deviation from the target that counts as a hit.
+    """
+    reasons = []
+    for name, record in predictions.items():
+        value, std, target = float(record["value"]), record.get("std"), targets[name]
+        probability = target_probability(value, std, target=target, tolerance=tolerance)
+        if probability < least:
+            unit = PROPERTY_UNITS.get(name, "")
+            spread = f" ± {std:.1f}" if std is not None and math.isfinite(std) else ""
+            message = (
+                f"{name} {value:.1f}{spread} {unit} is within {100 * tolerance:g} % of {target:g} {unit} "
+                f"with probability {probability:.2g} (at least {least:g} wanted)"
+            )
+            reasons.append(Reason("target_probability", probability, least, message))
     return reasons
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from inv_design.screening.acquisition import expected_gains, target_probability
 from inv_design.screening.target import relative_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from inv_design.screening.acquisition import Acquisition
 
 
 def priority(*, value: float | None, std: float | None, target: float) -> float:
@@ -30,15 +33,32 @@ def priority(*, value: float | None, std: float | None, target: float) -> float:
     return -relative_error(value, target) - 1e-3 * doubt / abs(target)
 
 
-def rank(candidates: Iterable[Mapping[str, Any]], *, target: float) -> list[dict[str, Any]]:
+def rank(
+    candidates: Iterable[Mapping[str, Any]],
+    *,
+    target: float,
+    acquisition: Acquisition = "threshold",
+    tolerance: float = 0.20,
+) -> list[dict[str, Any]]:
     """Return candidates best first, each with its ``priority``; equal ones in the order of their ids.
 
     Parameters
     ----------
     candidates
-        Records with ``candidate_id``, ``value`` (target's unit) and ``std``.
+        Records with ``candidate_id``, ``value`` (target's unit) and ``std``; for ``expected_hits`` also ``chemsys``.
+    acquisition
+        ``threshold``: by the deviation from the target (:func:`priority`); ``target_probability``: by that of
+        a hit; ``expected_hits``: by the expected gain in chemical systems with a hit.
+    tolerance
+        Relative deviation from the target that counts as a hit.
     """
-    ranked = [
-        {**c, "priority": priority(value=c.get("value"), std=c.get("std"), target=target)} for c in candidates
-    ]  # fmt: skip
-    return sorted(ranked, key=lambda c: (-c["priority"], str(c["candidate_id"])))
+    records = [dict(c) for c in candidates]
+    near = [priority(value=c.get("value"), std=c.get("std"), target=target) for c in records]
+    if acquisition == "threshold":
+        worth = near
+    else:
+        worth = [target_probability(c.get("value"), c.get("std"), target=target, tolerance=tolerance) for c in records]
+        if acquisition == "expected_hits":
+            worth = expected_gains(worth, [str(c.get("chemsys") or c["candidate_id"]) for c in records])
+    order = sorted(range(len(records)), key=lambda i: (-worth[i], -near[i], str(records[i]["candidate_id"])))
+    return [{**records[i], "priority": worth[i]} for i in order]

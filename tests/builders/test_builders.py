@@ -349,24 +349,77 @@ def test_builders_change_no_authoritative_record(db):
 # -- the queue -----------------------------------------------------------------------------------------------------
 
 
-def waiting(identity: str, stage: str, value: float, status: str = "waiting") -> dict[str, Any]:
-    stages = {"predictor": {"value": value, "std": 5.0}, "mlip": {"value": value}}
+def entered(
+    identity: str, stage: str, value: float, status: str = "waiting", *, std: float = 5.0, chemsys: str = "Re-W"
+) -> dict[str, Any]:
+    """Return the summary of a candidate that reached a stage with one value by every judge before it."""
+    known = ("predictor", "mlip") if stage == "dft" else ("predictor",)
+    stages: dict[str, Any] = {name: {"status": "passed", "value": value} for name in known}
+    stages["predictor"]["std"] = std
+    stages[stage] = {"status": status}
     return {
-        "candidate_id": identity,
-        "structure_id": f"s-{identity}",
-        "stage": stage,
-        "status": status,
-        "stages": stages,
+        "candidate_id": identity, "structure_id": f"s-{identity}", "stage": stage, "status": status, "stages": stages,
+        "chemsys": chemsys,
+    }  # fmt: skip
+
+
+def queued(summaries: list[dict[str, Any]], *, earlier=(), acquisition="threshold", budget=3, mlip_budget=None):
+    stages = {
+        "predictor": {"acquisition": acquisition},
+        "mlip": {"budget_per_round": mlip_budget},
+        "dft": {"budget_per_round": budget},
     }
+    return [q["candidate_id"] for q in next_candidates(summaries, config=wanted(stages=stages), earlier=earlier)]
 
 
 def test_budget_counts_results_and_not_what_is_queued():
-    summaries = [waiting(str(v), "dft", float(v)) for v in (300, 340, 350, 360)]
-    assert [q["candidate_id"] for q in next_candidates(summaries, target=350, budget=3)] == ["350", "340", "360"]
-    done = [*summaries[1:], waiting("x", "dft", 350.0, "failed"), waiting("y", "dft", 350.0, "passed")]
+    summaries = [entered(str(v), "dft", float(v)) for v in (300, 340, 350, 360)]
+    assert queued(summaries) == ["350", "340", "360"]
+    done = [*summaries[1:], entered("x", "dft", 350.0, "failed"), entered("y", "dft", 350.0, "passed")]
     assert remaining_budget(done, 3) == 1
-    assert [q["candidate_id"] for q in next_candidates(done, target=350, budget=3)] == ["350"]
-    assert next_candidates(done, target=350, budget=0) == []
+    assert queued(done) == ["350"]
+    assert queued(done, budget=0) == []
+
+
+def test_relaxations_have_a_budget_of_their_own():
+    summaries = [entered(str(v), "mlip", float(v)) for v in (300, 340, 350, 360)]
+    assert queued(summaries) == ["350", "340", "360", "300"]
+    assert queued(summaries, mlip_budget=2) == ["350", "340"]
+    done = [*summaries[:2], entered("x", "mlip", 350.0, "rejected")]
+    assert queued(done, mlip_budget=2) == ["340"]
+
+
+def test_probability_prefers_the_sure_one_and_expected_hits_another_system():
+    sure = [entered(f"sure-{i}", "mlip", 352.0, std=10.0) for i in range(2)]
+    other = entered("other", "mlip", 320.0, std=40.0, chemsys="Ir-W")
+    vague = entered("vague", "mlip", 350.0, std=150.0)
+    summaries = [vague, other, *sure]
+    assert queued(summaries) == ["vague", "sure-0", "sure-1", "other"]
+    assert queued(summaries, acquisition="target_probability") == ["sure-0", "sure-1", "other", "vague"]
+    assert queued(summaries, acquisition="expected_hits", mlip_budget=2) == ["sure-0", "other"]
+
+
+def test_an_interrupted_round_goes_on_as_planned():
+    """The plan for two labels is one in each system; a label that arrived must not make room for a second one."""
+    plan = [entered("a", "dft", 350.0), entered("b", "dft", 345.0), entered("c", "dft", 400.0, chemsys="Ir-W")]
+    assert queued(plan, acquisition="expected_hits", budget=2) == ["a", "c"]
+    plan[0] = entered("a", "dft", 350.0, "rejected")
+    assert queued(plan, acquisition="expected_hits", budget=2) == ["c"]
+
+
+def test_labels_of_earlier_rounds_correct_the_potential():
+    """A potential that labels showed to be 15 % soft: its 300 GPa stand for 345 GPa."""
+    earlier = []
+    for i in range(20):
+        found = entered(f"e-{i}", "dft", 200.0, "rejected")
+        found["stages"]["dft"]["value"] = 230.0
+        earlier.append(found)
+    summaries = [entered("low", "dft", 300.0, std=0.0), entered("at", "dft", 350.0, std=0.0)]
+    assert queued(summaries, acquisition="target_probability") == ["at", "low"]
+    assert queued(summaries, acquisition="target_probability", earlier=earlier) == ["low", "at"]
+    for found in earlier:
+        found["stages"]["dft"]["flags"] = ["eos_residual"]
+    assert queued(summaries, acquisition="target_probability", earlier=earlier) == ["at", "low"]
 
 
 # -- training sets -------------------------------------------------------------------------------------------------

@@ -187,3 +187,13 @@ def test_the_tolerance_is_the_relative_error(value, target, tolerance):
 def test_priority_is_monotonic_in_the_error(a, b):
     nearer, farther = sorted((a, b), key=lambda v: abs(v - 350))
     assert priority(value=nearer, std=10.0, target=350.0) >= priority(value=farther, std=10.0, target=350.0)
+
+
+def test_stage_one_judges_by_probability_where_the_campaign_says_so():
+    config = PredictorConfig(acquisition="target_probability", min_probability=0.05)
+    vague = [{"property": "bulk_modulus_vrh", "value": 210.0, "std": 60.0}]
+    assert rules(stage1(predictions=vague)) == ["target"]
+    assert stage1(predictions=vague, config=config).status == "passed"
+    assert rules(stage1(predictions=vague, config=config, hit_tolerance=0.02)) == ["target_probability"]
+    assert stage1(predictions=[], config=config).status == "waiting"
+    assert rules(stage1(predictions=predicted(340.0), config=config, targets={**TARGETS, "density": 5.0})) == ["target"]
