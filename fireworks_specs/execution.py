@@ -45,6 +45,7 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
     ValueError
         If the database holds a campaign of that name with other settings.
     """
+    from inv_design.config import CampaignConfig
     from stores.documents.campaign import Campaign
     from stores.provenance import provenance
     from stores.records import insert_campaign
@@ -52,7 +53,9 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
     stored = Campaign.objects(name=config.name).first()
     plain = config.model_dump(mode="json")
     if stored is not None:
-        changed = changed_settings(stored.to_mongo().to_dict()["config"], plain)
+        # validated, so that a key which is newer than the campaign counts as its default
+        before = CampaignConfig.model_validate(stored.to_mongo().to_dict()["config"])
+        changed = changed_settings(before.model_dump(mode="json"), plain)
         if changed:
             raise ValueError(
                 f"campaign {config.name!r} is in the database with other settings ({'; '.join(changed)}): "

@@ -35,7 +35,7 @@ class GenerateTask(CampaignTask):
         section = config.generator
         wanted = min(section.chunk, section.samples_per_round - chunk * section.chunk)
         model = model_of_round(name, number, "generator")
-        generator = configured_generator(model.model_id, config)
+        generator = avoiding_earlier(configured_generator(model.model_id, config), name, number)
         seed = derive_seed(config.seed, number, "generate", chunk)
         condition = campaign_condition(config)
 
@@ -64,6 +64,23 @@ class GenerateTask(CampaignTask):
         )
         statistics = {"wanted": wanted, "delivered": len(samples), **getattr(generator, "last_statistics", {})}
         claim_step(key, {"campaign": name, "statistics": statistics})
+
+
+def avoiding_earlier(generator: Generator, campaign: str, number: int) -> Generator:
+    """Return a generator that refuses the candidates of earlier rounds, if it can: they are duplicates in this one.
+
+    Never those of the same round: a chunk must not depend on which others were finished before it.
+    """
+    from stores.documents.candidate import Candidate
+    from stores.queries import structures_by_id
+
+    avoiding = getattr(generator, "avoiding", None)
+    if avoiding is None or number == 0:
+        return generator
+    ids = sorted(set(Candidate.objects(campaign=campaign, round__lt=number).scalar("structure_id")))
+    known = structures_by_id(ids)
+    avoided: Generator = avoiding([known[i] for i in ids if i in known])
+    return avoided
 
 
 def campaign_condition(config: CampaignConfig, target: float | None = None) -> Condition:

@@ -25,7 +25,8 @@ class TrainTask(CampaignTask):
     """Train the model of one ``kind`` (predictor, generator) for a round and insert it with its parent.
 
     Round 0 learns from the reference labels (or takes the packaged weights, which learned from the same); later rounds
-    continue from the round before, with the new labels and a replay of the old ones.
+    continue from the round before, with the new labels and a replay of the old ones. A kind that ``retrain`` does not
+    name is the same in every round: the round's document has the weights and the training set of the one before.
     """
 
     required_params = ("campaign", "round", "kind")
@@ -40,8 +41,11 @@ class TrainTask(CampaignTask):
         name, number, kind = self["campaign"], self["round"], self["kind"]
         if model_of_round(name, number, kind) is not None:
             return
-        training_set = TrainingSet.objects(training_set_id=build_training_set(name, number)).first()
         parent = model_of_round(name, number - 1, kind) if number > 0 else None
+        if parent is not None and kind not in self.config.retrain:
+            self._keep(parent)
+            return
+        training_set = TrainingSet.objects(training_set_id=build_training_set(name, number)).first()
         seed = derive_seed(self.config.seed, number, "train", kind)
         train = train_predictor if kind == "predictor" else train_generator
 
@@ -62,6 +66,25 @@ class TrainTask(CampaignTask):
             hyperparameters=hyperparameters,
             metrics=metrics,
             provenance=self.provenance([training_set.training_set_id] + ([parent.model_id] if parent else [])),
+        )
+
+    def _keep(self, parent: Model) -> None:
+        """Insert the model of the round before as this round's."""
+        from stores.records import insert_model
+
+        insert_model(
+            parent.load(),
+            kind=parent.kind,
+            name=parent.name,
+            property=parent.property,
+            training_set_id=parent.training_set_id,
+            parent_model_id=parent.model_id,
+            campaign=self["campaign"],
+            round=self["round"],
+            seed=parent.seed,
+            hyperparameters={"kept_from_round": parent.round},
+            metrics=dict(parent.metrics),
+            provenance=self.provenance([parent.model_id]),
         )
 
 
