@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cache
 
 import numpy as np
@@ -45,8 +46,10 @@ def element_properties() -> np.ndarray:
     from pymatgen.core import Element
 
     table = np.full((MAX_Z + 1, len(PROPERTIES)), np.nan)
-    for z in range(1, MAX_Z + 1):
-        table[z] = _row(Element.from_Z(z))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one line per gap of pymatgen's tables; they are filled below
+        for z in range(1, MAX_Z + 1):
+            table[z] = _row(Element.from_Z(z))
     table[:, MOLAR_VOLUME] += math.log(1.0 / 0.602214076)  # cm^3/mol -> Å^3 per atom
     table[1:] = _fill_gaps(table[1:])
     table[0] = table[1:].mean(axis=0)

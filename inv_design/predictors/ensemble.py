@@ -11,10 +11,12 @@ import torch
 from inv_design.predictors import calibration
 from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
 from inv_design.predictors.element_properties import MAX_Z
-from inv_design.predictors.folds import held_out
+from inv_design.predictors.folds import held_out, held_out_parts
 from inv_design.predictors.graph import CrystalGraph, build_graph
-from inv_design.predictors.protocol import UNITS, Prediction, check_training_set
+from inv_design.predictors.protocol import Prediction, check_training_set
+from inv_design.predictors.target import Target
 from inv_design.predictors.training import TrainingConfig, reproducible, train_network
+from inv_design.predictors.validation import TENSOR, Validation
 from inv_design.weights import pack, unpack
 
 if TYPE_CHECKING:
@@ -30,19 +32,20 @@ SEED_STRIDE = 1000
 
 
 class CGCNNEnsemble:
-    """Predicts the logarithm of a positive property by ``committee`` networks that differ in their seeds.
+    """Predicts a scalar property by ``committee`` networks that differ in their seeds.
 
     Parameters
     ----------
     property
-        Such as ``"bulk_modulus_vrh"``.
+        Such as ``"bulk_modulus_vrh"``, or a :class:`Target` that also says its unit, scale and bounds.
     committee
         Number of networks.
     holdout
         Fraction of the groups kept out of training to measure the error and to calibrate the uncertainty; 0 trains on
         everything and takes ``scale`` on trust.
     floor, scale
-        The uncertainty in log10 is ``scale * sqrt(spread^2 + floor^2)``; ``scale`` is fitted on the held-out groups.
+        The uncertainty is ``scale * sqrt(spread^2 + floor^2)``, in log10 on the log scale and in standard deviations of
+        the training labels on the linear one; ``scale`` is fitted on the held-out groups.
     settings
         Fields of :class:`CGCNNConfig` and :class:`TrainingConfig`.
     """
@@ -51,7 +54,7 @@ class CGCNNEnsemble:
 
     def __init__(
         self,
-        property: str = "bulk_modulus_vrh",
+        property: str | Target = "bulk_modulus_vrh",
         *,
         committee: int = 4,
         holdout: float = 0.1,
@@ -69,8 +72,8 @@ class CGCNNEnsemble:
         if unknown:
             choices = ", ".join(sorted(network_names | training_names | {"committee", "holdout", "floor", "scale"}))
             raise ValueError(f"unknown setting {unknown[0]!r} of the cgcnn predictor; choose from {choices}")
-        self.property = property
-        self.unit = UNITS.get(property, "")
+        self.target = property if isinstance(property, Target) else Target.of(property)
+        self.property, self.unit = self.target.property, self.target.unit
         self.committee = committee
         self.holdout = holdout
         self.floor = floor
@@ -78,9 +81,10 @@ class CGCNNEnsemble:
         self._shape = {k: v for k, v in settings.items() if k in network_names}  # what a warm start must agree with
         self.network = CGCNNConfig(**self._shape)
         self.training = TrainingConfig(**{k: v for k, v in settings.items() if k in training_names})
-        self.mean, self.deviation = 0.0, 1.0  # of log10 of the training values
+        self.mean, self.deviation = 0.0, 1.0  # of the training labels, on the scale of the target
         self.members: list[CGCNN] = []
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, Any] = {}
+        self.validation: Validation | None = None
         self.held_out_fraction = holdout  # 0 once continued from a model that held out less
 
     def fit(
@@ -93,7 +97,7 @@ class CGCNNEnsemble:
         seed: int = 0,
         warm_start: Predictor | None = None,
         progress: Progress | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Train the committee; see :meth:`Predictor.fit`.
 
         ``warm_start`` continues a fitted committee: pass the old data along with the new, at a reduced learning rate it
@@ -105,24 +109,30 @@ class CGCNNEnsemble:
         Returns
         -------
         dict
-            ``n_train``, ``train_mae_log10``, ``std_scale`` and, for held-out groups, ``n_holdout``, ``mae_log10`` and
-            ``rmse_log10``.
+            ``n_train``, ``train_mae_log10``, ``std_scale`` and, for held-out groups, ``n_holdout``, ``mae_log10``,
+            ``rmse_log10`` and, where they are enough, ``coverage_68`` and ``reliability`` (:class:`Validation`). On the
+            linear scale errors are ``train_mae``, ``mae`` and ``rmse``.
         """
-        target, names, scales = check_training_set(structures, values, groups, weights)
         previous = self._check_warm_start(warm_start)
+        target = self.target if previous is None else previous.target
+        self.target, labels, names, scales = check_training_set(structures, values, groups, weights, target=target)
+        self.unit = self.target.unit
         graphs = self._graphs_or_raise(structures)
-        logs = np.log10(target)
+        encoded = self.target.encode(labels)
         self.held_out_fraction = self.holdout
         if previous is not None and previous.held_out_fraction < self.holdout:
             self.held_out_fraction = 0.0
         test = held_out(names, self.held_out_fraction)
         train = np.flatnonzero(~test)
         if previous is None:
-            self.mean, self.deviation = float(logs[train].mean()), float(max(logs[train].std(), 1e-3))
+            self.mean = float(encoded[train].mean())
+            self.deviation = float(encoded[train].std()) or 1.0
+            if self.target.logarithmic:
+                self.deviation = max(self.deviation, 1e-3)
         else:
             self.mean, self.deviation = previous.mean, previous.deviation
         packed = PackedGraphs([graphs[i] for i in train])
-        standard = torch.tensor((logs[train] - self.mean) / self.deviation, dtype=torch.float32)
+        standard = torch.tensor((encoded[train] - self.mean) / self.deviation, dtype=torch.float32)
         batch_weights = torch.tensor(scales[train], dtype=torch.float32)
         members = []
         for number in range(self.committee):
@@ -134,12 +144,13 @@ class CGCNNEnsemble:
                     network=self.network,
                     training=self.training,
                     seed=SEED_STRIDE * seed + number,
+                    validation=held_out([f"{seed}/{number}/{names[i]}" for i in train], self.training.validation),
                     start=None if previous is None else previous.members[number % previous.committee],
                     on_epoch=self._reporter(progress, number),
                 )
             )
         self.members = members
-        self.metrics = self._measure(graphs, logs, test, previous)
+        self._measure(graphs, labels, names, test, previous)
         return dict(self.metrics)
 
     def predict(self, structures: Sequence[Structure]) -> Prediction:
@@ -162,13 +173,14 @@ class CGCNNEnsemble:
             except (ValueError, AttributeError, TypeError) as error:
                 errors[row] = str(error).splitlines()[0] if str(error) else type(error).__name__
         members = self.predict_members(graphs)
-        values[rows] = 10.0 ** members.mean(axis=0)
-        std[rows] = calibration.half_width(members.mean(axis=0), self.scale * calibration.spread(members, self.floor))
+        mean = members.mean(axis=0)
+        values[rows] = self.target.decode(mean)
+        std[rows] = self.target.deviation(mean, self.scale * self.spread(members))
         return Prediction(values=values, std=std, unit=self.unit, property=self.property, errors=errors)
 
     @torch.no_grad()
     def predict_members(self, graphs: Sequence[CrystalGraph]) -> np.ndarray:
-        """Return log10 of the property by each member (committee, n) for graphs of :func:`build_graph`."""
+        """Return the learned number, such as log10 K, by each member (committee, n) for :func:`build_graph` graphs."""
         if not self.members:
             raise RuntimeError("the cgcnn predictor is not fitted; call fit, or load a model file")
         if not graphs:
@@ -183,6 +195,10 @@ class CGCNNEnsemble:
                 for number, member in enumerate(self.members):
                     result[number, index.numpy()] = member(batch).numpy()
         return result * self.deviation + self.mean
+
+    def spread(self, members: np.ndarray) -> np.ndarray:
+        """Return the raw uncertainty (n,) of the members' learned numbers (committee, n), before its ``scale``."""
+        return calibration.spread(members, self.floor * (1.0 if self.target.logarithmic else self.deviation))
 
     def to_bytes(self) -> bytes:
         """Return the committee as one safetensors blob with its configuration and metrics.
@@ -199,6 +215,8 @@ class CGCNNEnsemble:
             for number, member in enumerate(self.members)
             for name, tensor in member.state_dict().items()
         }
+        if self.validation is not None:
+            tensors[TENSOR] = self.validation.as_tensor()
         return pack(tensors, self._config())
 
     @classmethod
@@ -214,11 +232,11 @@ class CGCNNEnsemble:
         if config.get("kind") != cls.name:
             raise ValueError(f"a model file of kind {config.get('kind')!r}, expected {cls.name!r}; use load_predictor")
         try:
-            predictor = cls(config["property"], **config["settings"])
-            predictor.unit = config["unit"]
+            predictor = cls(Target.from_config(config), **config["settings"])
             predictor.mean, predictor.deviation = config["mean"], config["deviation"]
             predictor.metrics = dict(config["metrics"])
             predictor.held_out_fraction = config["held_out_fraction"]
+            predictor.validation = Validation.from_file(tensors, config, predictor.target)
             for number in range(predictor.committee):
                 prefix = f"members.{number}."
                 state = {n[len(prefix) :]: torch.tensor(t) for n, t in tensors.items() if n.startswith(prefix)}
@@ -237,16 +255,20 @@ class CGCNNEnsemble:
         return {**committee, **asdict(self.network), **asdict(self.training)}
 
     def _config(self) -> dict[str, Any]:
-        return {
+        config: dict[str, Any] = {
             "kind": self.name,
             "property": self.property,
             "unit": self.unit,
+            "target": self.target.as_config(),
             "settings": self.settings,
             "mean": self.mean,
             "deviation": self.deviation,
             "held_out_fraction": self.held_out_fraction,
             "metrics": self.metrics,
         }
+        if self.validation is not None:
+            config["validation"] = {"origin": self.validation.origin}
+        return config
 
     def _graph(self, structure: Structure) -> CrystalGraph:
         graph = build_graph(structure, neighbours=self.network.neighbours, radius=self.network.radius)
@@ -268,6 +290,11 @@ class CGCNNEnsemble:
             return None
         if not isinstance(warm_start, CGCNNEnsemble) or not warm_start.members:
             raise ValueError(f"cannot continue from {warm_start!r}; give a fitted cgcnn predictor")
+        if warm_start.property != self.property:
+            raise ValueError(
+                f"cannot continue a predictor of {warm_start.property!r} with labels of {self.property!r}; "
+                "train without warm_start"
+            )
         wrong = [name for name, value in self._shape.items() if getattr(warm_start.network, name) != value]
         if wrong:
             kept = getattr(warm_start.network, wrong[0])
@@ -284,27 +311,43 @@ class CGCNNEnsemble:
 
         def report(epoch: int, epochs: int, loss: float) -> None:
             message = f"network {number + 1}/{self.committee} epoch {epoch}/{epochs} error {loss * self.deviation:.4f}"
-            progress(number * epochs + epoch, self.committee * epochs, f"{message} log10({self.unit})")
+            progress(number * epochs + epoch, self.committee * epochs, f"{message} {self.target.encoded_unit}".strip())
 
         return report
 
     def _measure(
-        self, graphs: list[CrystalGraph], logs: np.ndarray, test: np.ndarray, previous: CGCNNEnsemble | None
-    ) -> dict[str, float]:
-        """Measure the error, fit the scale of the uncertainty on held-out crystals, and return the metrics."""
+        self,
+        graphs: list[CrystalGraph],
+        labels: np.ndarray,
+        names: list[str],
+        test: np.ndarray,
+        previous: CGCNNEnsemble | None,
+    ) -> None:
+        """Measure the errors, fit the scale of the uncertainty on held-out crystals, keep metrics and validation."""
         members = self.predict_members(graphs)
-        errors = members.mean(axis=0) - logs
-        metrics = {"n_train": float((~test).sum()), "train_mae_log10": float(np.abs(errors[~test]).mean())}
+        mean, raw = members.mean(axis=0), self.spread(members)
+        errors = mean - self.target.encode(labels)
+        metric = self.target.metric
         if previous is not None:
             self.scale = previous.scale
+        self.metrics = {"n_train": float((~test).sum()), metric("train_mae"): float(np.abs(errors[~test]).mean())}
+        self.validation = None
         if test.any():
-            raw = calibration.spread(members, self.floor)[test]
-            if test.sum() >= calibration.ENOUGH:
-                self.scale = calibration.scale_factor(errors[test], raw)
-            metrics |= {
+            self.metrics |= {
                 "n_holdout": float(test.sum()),
-                "mae_log10": float(np.abs(errors[test]).mean()),
-                "rmse_log10": float(np.sqrt((errors[test] ** 2).mean())),
+                metric("mae"): float(np.abs(errors[test]).mean()),
+                metric("rmse"): float(np.sqrt((errors[test] ** 2).mean())),
             }
-        metrics["std_scale"] = self.scale
-        return metrics
+        if test.sum() >= calibration.ENOUGH:
+            self.validation = Validation.of(
+                self.target,
+                labels[test],
+                mean[test],
+                raw[test],
+                parts=held_out_parts([name for name, out in zip(names, test, strict=True) if out]),
+                scale=self.scale,
+                origin="held-out groups",
+            )
+            self.metrics |= self.validation.metrics()
+            self.scale = calibration.scale_factor(errors[test], raw[test])
+        self.metrics["std_scale"] = self.scale

@@ -51,6 +51,12 @@ def held_out(groups: Sequence[str], fraction: float) -> np.ndarray:
     return np.array([str(group) in chosen for group in groups], dtype=bool)
 
 
+def held_out_parts(groups: Sequence[str], n_parts: int = 5) -> list[np.ndarray]:
+    """Return the indices of up to ``n_parts`` disjoint parts of ``groups`` (n,), each group whole."""
+    n = min(n_parts, len(set(groups)))
+    return [test for _, test in grouped_folds(groups, n)] if n > 1 else [np.arange(len(groups))]
+
+
 def _digest(name: str) -> float:
     """Return a number in [0, 1) that only the name decides."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

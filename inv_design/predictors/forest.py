@@ -8,8 +8,10 @@ import numpy as np
 
 from inv_design.predictors import calibration
 from inv_design.predictors.descriptors import descriptor_names, descriptors
-from inv_design.predictors.folds import held_out
-from inv_design.predictors.protocol import UNITS, Prediction, check_training_set
+from inv_design.predictors.folds import held_out, held_out_parts
+from inv_design.predictors.protocol import Prediction, check_training_set
+from inv_design.predictors.target import Target
+from inv_design.predictors.validation import TENSOR, Validation
 from inv_design.weights import pack, unpack
 
 if TYPE_CHECKING:
@@ -73,12 +75,12 @@ class TreeArrays:
 
 
 class TreeEnsemble:
-    """Predicts the logarithm of a positive property by the mean over trees; their spread is the uncertainty.
+    """Predicts a scalar property by the mean over trees; their spread is the uncertainty.
 
     Parameters
     ----------
     property
-        Such as ``"bulk_modulus_vrh"``.
+        Such as ``"bulk_modulus_vrh"``, or a :class:`Target` that also says its unit, scale and bounds.
     trees
         Number of trees.
     max_features
@@ -93,7 +95,7 @@ class TreeEnsemble:
 
     def __init__(
         self,
-        property: str = "bulk_modulus_vrh",
+        property: str | Target = "bulk_modulus_vrh",
         *,
         trees: int = 200,
         max_features: float = 0.5,
@@ -104,8 +106,8 @@ class TreeEnsemble:
     ) -> None:
         if trees < 1 or not 0.0 <= holdout < 1.0:
             raise ValueError(f"trees={trees!r}, holdout={holdout!r}: give trees >= 1 and 0 <= holdout < 1")
-        self.property = property
-        self.unit = UNITS.get(property, "")
+        self.target = property if isinstance(property, Target) else Target.of(property)
+        self.property, self.unit = self.target.property, self.target.unit
         self.settings: dict[str, Any] = {
             "trees": trees,
             "max_features": max_features,
@@ -115,7 +117,9 @@ class TreeEnsemble:
         }
         self.scale = scale
         self.forest: TreeArrays | None = None
-        self.metrics: dict[str, float] = {}
+        self.deviation = 1.0  # of the training labels, on the scale of the target
+        self.metrics: dict[str, Any] = {}
+        self.validation: Validation | None = None
 
     def fit(
         self,
@@ -127,22 +131,24 @@ class TreeEnsemble:
         seed: int = 0,
         warm_start: Predictor | None = None,
         progress: Progress | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Grow the trees; see :meth:`Predictor.fit`.
 
         ``warm_start`` must be of the same kind; it changes nothing, because trees are grown anew in seconds.
         """
         if warm_start is not None and not isinstance(warm_start, type(self)):
             raise ValueError(f"cannot continue from {warm_start!r}; give a {self.name} predictor")
-        target, names, scales = check_training_set(structures, values, groups, weights)
-        features, logs = descriptors(structures), np.log10(target)
+        self.target, labels, names, scales = check_training_set(structures, values, groups, weights, target=self.target)
+        features, encoded = descriptors(structures), self.target.encode(labels)
         test = held_out(names, float(self.settings["holdout"]))
         model = self._estimator(seed)
-        model.fit(features[~test], logs[~test], sample_weight=scales[~test])
+        model.fit(features[~test], encoded[~test], sample_weight=scales[~test])
+        self.deviation = float(encoded[~test].std()) or 1.0
         self.forest = TreeArrays.from_sklearn(model.estimators_)
         if progress is not None:
             progress(1, 1, f"{self.settings['trees']} trees grown on {int((~test).sum())} crystals")
-        self.metrics = self._measure(features[test], logs[test]) | {"n_train": float((~test).sum())}
+        self._measure(features[test], labels[test], [name for name, out in zip(names, test, strict=True) if out])
+        self.metrics["n_train"] = float((~test).sum())
         return dict(self.metrics)
 
     def predict(self, structures: Sequence[Structure]) -> Prediction:
@@ -165,13 +171,14 @@ class TreeEnsemble:
                 errors[row] = str(error).removeprefix("the structure at index 0 has no descriptors: ")
         trees = self._trees(np.array(kept).reshape(len(kept), len(descriptor_names())))
         mean = self._mean(trees)
-        values[rows] = 10.0**mean
-        std[rows] = calibration.half_width(mean, self.scale * calibration.spread(trees, self.settings["floor"]))
+        values[rows] = self.target.decode(mean)
+        std[rows] = self.target.deviation(mean, self.scale * self.spread(trees))
         return Prediction(values=values, std=std, unit=self.unit, property=self.property, errors=errors)
 
-    def predict_log10(self, features: np.ndarray) -> np.ndarray:
-        """Return log10 of the property (n,) for descriptors (n, f), bit for bit what scikit-learn returns."""
-        return self._mean(self._trees(features))
+    def spread(self, trees: np.ndarray) -> np.ndarray:
+        """Return the raw uncertainty (n,) of the trees' learned numbers (trees, n), before its ``scale``."""
+        unit = 1.0 if self.target.logarithmic else self.deviation
+        return calibration.spread(trees, self.settings["floor"] * unit)
 
     def to_bytes(self) -> bytes:
         """Return the trees as one safetensors blob with their configuration and metrics.
@@ -183,15 +190,21 @@ class TreeEnsemble:
         """
         if self.forest is None:
             raise RuntimeError(f"the {self.name} predictor is not fitted; there is nothing to write")
-        config = {
+        config: dict[str, Any] = {
             "kind": self.name,
             "property": self.property,
             "unit": self.unit,
+            "target": self.target.as_config(),
             "settings": {**self.settings, "scale": self.scale},
+            "deviation": self.deviation,
             "descriptors": descriptor_names(),
             "metrics": self.metrics,
         }
-        return pack(self.forest.arrays, config)
+        arrays = dict(self.forest.arrays)
+        if self.validation is not None:
+            arrays[TENSOR] = self.validation.as_tensor()
+            config["validation"] = {"origin": self.validation.origin}
+        return pack(arrays, config)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Self:
@@ -208,9 +221,11 @@ class TreeEnsemble:
         if config.get("descriptors") != descriptor_names():
             raise ValueError(f"the {cls.name} model file was made with other descriptors; train it again")
         try:
-            predictor = cls(config["property"], **config["settings"])
-            predictor.unit, predictor.metrics = config["unit"], dict(config["metrics"])
+            predictor = cls(Target.from_config(config), **config["settings"])
+            predictor.metrics = dict(config["metrics"])
+            predictor.deviation = float(config.get("deviation", 1.0))
             predictor.forest = TreeArrays(arrays)
+            predictor.validation = Validation.from_file(arrays, config, predictor.target)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the {cls.name} model file does not fit its configuration: {error}") from error
         return predictor
@@ -240,19 +255,26 @@ class TreeEnsemble:
             total += tree
         return total / len(trees)
 
-    def _measure(self, features: np.ndarray, logs: np.ndarray) -> dict[str, float]:
-        if not len(logs):
-            return {"std_scale": self.scale}
-        trees = self._trees(features)
-        errors = self._mean(trees) - logs
-        if len(logs) >= calibration.ENOUGH:
-            self.scale = calibration.scale_factor(errors, calibration.spread(trees, self.settings["floor"]))
-        return {
-            "n_holdout": float(len(logs)),
-            "mae_log10": float(np.abs(errors).mean()),
-            "rmse_log10": float(np.sqrt((errors**2).mean())),
-            "std_scale": self.scale,
-        }
+    def _measure(self, features: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+        """Measure the errors of held-out crystals, fit the scale of the uncertainty, keep metrics and validation."""
+        self.metrics, self.validation = {}, None
+        if len(labels):
+            trees = self._trees(features)
+            mean, raw = self._mean(trees), self.spread(trees)
+            errors = mean - self.target.encode(labels)
+            self.metrics |= {
+                "n_holdout": float(len(labels)),
+                self.target.metric("mae"): float(np.abs(errors).mean()),
+                self.target.metric("rmse"): float(np.sqrt((errors**2).mean())),
+            }
+            if len(labels) >= calibration.ENOUGH:
+                parts = held_out_parts(names)
+                self.validation = Validation.of(
+                    self.target, labels, mean, raw, parts=parts, scale=self.scale, origin="held-out groups"
+                )
+                self.metrics |= self.validation.metrics()
+                self.scale = calibration.scale_factor(errors, raw)
+        self.metrics["std_scale"] = self.scale
 
 
 class ExtraTrees(TreeEnsemble):

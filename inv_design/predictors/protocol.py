@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
-    Progress = Callable[[int, int, str], None]
+    from inv_design.predictors.target import Target
 
-UNITS: dict[str, str] = {"bulk_modulus_vrh": "GPa", "shear_modulus_vrh": "GPa"}
+    Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Prediction:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A model of one positive property of a crystal."""
+    """A model of one scalar property of a crystal."""
 
     name: str
     property: str
@@ -69,13 +69,13 @@ class Predictor(Protocol):
         seed: int = 0,
         warm_start: Predictor | None = None,
         progress: Progress | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Train on ``values`` (n,) in ``unit`` and return metrics such as ``mae_log10`` on held-out groups.
 
         Parameters
         ----------
         structures, values
-            The training set; every value positive and finite.
+            The training set; every value finite, and positive if the property is learned on the log scale.
         groups
             Names (n,) that keep likely duplicates on one side of the hold-out split; the chemical systems by default.
         weights
@@ -90,7 +90,7 @@ class Predictor(Protocol):
         Raises
         ------
         ValueError
-            If a value is not positive and finite, a crystal has no graph, or the lengths differ; it names the index.
+            If a value cannot be learned, a crystal has no graph, or the lengths differ; it names the index.
         """
         ...
 
@@ -113,28 +113,29 @@ def check_training_set(
     values: Sequence[float],
     groups: Sequence[str] | None = None,
     weights: Sequence[float] | None = None,
-) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Return (values (n,), groups (n), weights (n,) of mean 1) of a training set, or say which entry is unfit.
+    *,
+    target: Target,
+) -> tuple[Target, np.ndarray, list[str], np.ndarray]:
+    """Return (target, its scale decided; values (n,); groups (n); weights (n,) of mean 1), or say which entry is unfit.
 
     Raises
     ------
     ValueError
         If lengths differ, the set has fewer than two crystals, or a value or weight is not usable; it names the index.
     """
-    target = np.asarray(values, dtype=float)
+    labels = np.asarray(values, dtype=float)
     scale = np.ones(len(structures)) if weights is None else np.asarray(weights, dtype=float)
     names = [s.chemical_system for s in structures] if groups is None else [str(g) for g in groups]
-    for label, length in (("values", len(target)), ("groups", len(names)), ("weights", len(scale))):
+    for label, length in (("values", len(labels)), ("groups", len(names)), ("weights", len(scale))):
         if length != len(structures):
             raise ValueError(f"{length} {label} for {len(structures)} structures; give one for each")
     if len(structures) < 2:
         raise ValueError(f"{len(structures)} structures cannot train a predictor; give at least 2")
-    bad = np.flatnonzero(~(np.isfinite(target) & (target > 0)))
-    if bad.size:
-        raise ValueError(f"value {target[bad[0]]!r} at index {bad[0]} is not positive and finite; drop that entry")
+    target = target.resolved(labels)
+    target.check(labels)
     bad = np.flatnonzero(~(np.isfinite(scale) & (scale >= 0)))
     if bad.size:
         raise ValueError(f"weight {scale[bad[0]]!r} at index {bad[0]} is negative or not finite; give a number >= 0")
     if scale.sum() <= 0:
         raise ValueError(f"all {len(scale)} weights are 0; give at least one positive weight")
-    return target, names, scale / scale.mean()
+    return target, labels, names, scale / scale.mean()
