@@ -70,6 +70,58 @@ def test_a_campaign_runs_to_its_end_and_running_again_changes_nothing(connection
     assert labels["reference"] >= 30
 
 
+def test_models_that_are_not_retrained_stay_those_of_round_0(embedded_connection: Connection) -> None:
+    execution.run(embedded_connection, small(rounds=2, retrain=["predictor"]))
+    models = {(m["kind"], m["round"]): m for m in embedded_connection.db["models"].find()}
+    assert len(models) == 6
+    generators = [models["generator", number] for number in range(3)]
+    assert len({m["sha256"] for m in generators}) == 1
+    assert len({m["model_id"] for m in generators}) == 3  # each round names its own
+    assert [m["hyperparameters"].get("kept_from_round") for m in generators] == [None, 0, 1]
+    assert {m["training_set_id"] for m in generators} == {models["predictor", 0]["training_set_id"]}
+    assert len({models["predictor", number]["training_set_id"] for number in range(3)}) > 1
+    for number in range(3):
+        used = embedded_connection.db["candidates"].distinct("generator_model_id", {"round": number})
+        assert used == [models["generator", number]["model_id"]]
+
+
+def test_without_retraining_a_round_differs_only_by_its_seed(embedded_connection: Connection) -> None:
+    assert execution.run(embedded_connection, small(rounds=1, retrain=[])).finished
+    models = list(embedded_connection.db["models"].find())
+    assert len(models) == 4
+    assert len({m["sha256"] for m in models}) == 2
+    assert embedded_connection.db["training_sets"].count_documents({}) == 1
+    candidates = embedded_connection.db["candidates"]
+    assert set(candidates.distinct("seed", {"round": 0})).isdisjoint(candidates.distinct("seed", {"round": 1}))
+
+
+def test_a_generator_is_told_the_candidates_of_earlier_rounds_only(
+    embedded_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inv_design.generators.substitution import Substitution
+    from inv_design.structures.identity import structure_id
+
+    told: list[list[str]] = []
+
+    def avoiding(self: Substitution, structures: list[Any]) -> Substitution:
+        told.append([structure_id(s) for s in structures])
+        return self
+
+    monkeypatch.setattr(Substitution, "avoiding", avoiding, raising=False)
+    execution.run(embedded_connection, small(rounds=1))
+    first = sorted(embedded_connection.db["candidates"].distinct("structure_id", {"round": 0}))
+    assert told == [first, first]  # both chunks of round 1, and none of round 0
+
+
+def test_a_campaign_from_before_a_key_existed_goes_on(embedded_connection: Connection) -> None:
+    config = small()
+    execution.register_campaign(config)
+    embedded_connection.db["campaigns"].update_one({"name": "small"}, {"$unset": {"config.retrain": 1}})
+    execution.register_campaign(config)
+    with pytest.raises(ValueError, match=r"retrain \['predictor', 'generator'\] -> \[\]"):
+        execution.register_campaign(small(retrain=[]))
+
+
 def test_stage_results_are_per_candidate_and_protocol(embedded_connection: Connection) -> None:
     execution.run(embedded_connection, small())
     keys = [(d["structure_id"], d["kind"], d["protocol_id"]) for d in embedded_connection.db["calculations"].find()]
