@@ -28,7 +28,7 @@ from inv_design.generators.crystals import (
     species_order,
 )
 from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm
-from inv_design.generators.known_crystals import KnownCrystals
+from inv_design.generators.known_crystals import KnownCrystals, plain_crystal
 from inv_design.generators.networks import Networks, Prior, Shapes, anchor_coordinates
 from inv_design.generators.property_model import PropertyModel, count_elements
 from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
@@ -460,7 +460,7 @@ class ConCDVAE(SavedAsBytes):
                     seen.refuse(form, reason)
                     continue
                 if settings.unique:
-                    found.add(_plain(structure), structure)
+                    found.add(plain_crystal(structure), structure)
                 facts |= {"predicted_log_std": deviation, "generator": self.name}
                 accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, value, facts))
                 if progress is not None:
@@ -865,6 +865,12 @@ class ConCDVAE(SavedAsBytes):
         width = next((len(v) for v in vectors if v is not None), 0)
         return np.array([np.full(width, np.nan) if v is None else v for v in vectors])
 
+    def avoiding(self, structures: Sequence[Structure]) -> ConCDVAE:
+        """Return a generator that shares the trained parts and refuses these crystals too, as if they were known."""
+        other = self.with_settings()
+        other.known = self.known.joined(structures)
+        return other
+
     def with_settings(self, **changes: Any) -> ConCDVAE:
         """Return a generator that shares the trained parts but samples with other settings."""
         other = ConCDVAE.__new__(ConCDVAE)
@@ -998,16 +1004,6 @@ def _ordered(numbers: Tensor) -> Tensor:
         order = species_order(atoms)
         row[: len(atoms)] = sorted(atoms, key=order.index)
     return torch.as_tensor(rows)
-
-
-def _plain(structure: Structure) -> CanonicalCrystal:
-    """Return a structure as it is, for the list of crystals found in one call."""
-    return CanonicalCrystal(
-        numbers=np.array([site.specie.Z for site in structure]),
-        coords=np.array(structure.frac_coords),
-        lengths=np.array(structure.lattice.lengths),
-        angles=np.array(structure.lattice.angles),
-    )
 
 
 def _radii() -> Tensor:

@@ -1,4 +1,4 @@
-"""The crystals a generator was trained on: what must not come out again as if it were new."""
+"""The crystals a generator was trained on, or was told of: what must not come out again as if it were new."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ class KnownCrystals:
         self._groups.setdefault(reduced_formula(crystal.numbers), []).append(len(self.crystals))
         self.crystals.append(crystal)
         self._structures.append(structure)
+
+    def joined(self, structures: Iterable[Structure]) -> KnownCrystals:
+        """Return a set of these crystals and further ones, as they are."""
+        other = KnownCrystals(self.crystals)
+        other._structures = list(self._structures)
+        for structure in structures:
+            other.add(plain_crystal(structure), structure)
+        return other
 
     def has_formula(self, numbers: Sequence[int] | np.ndarray) -> bool:
         """Return whether some crystal has the reduced formula of these atomic numbers."""
@@ -86,6 +94,16 @@ class KnownCrystals:
                 starts, ends, arrays["known.lengths"], arrays["known.angles"], strict=True
             )
         )
+
+
+def plain_crystal(structure: Structure) -> CanonicalCrystal:
+    """Return a structure as it is, sites and cell not made canonical."""
+    return CanonicalCrystal(
+        numbers=np.array([site.specie.Z for site in structure]),
+        coords=np.array(structure.frac_coords),
+        lengths=np.array(structure.lattice.lengths),
+        angles=np.array(structure.lattice.angles),
+    )
 
 
 def reduced_formula(numbers: Sequence[int] | np.ndarray) -> tuple[tuple[int, int], ...]:

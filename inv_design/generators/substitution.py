@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -175,6 +176,13 @@ class Substitution(SavedAsBytes):
             "seconds": time.perf_counter() - started,
         }
         return accepted
+
+    def avoiding(self, structures: Sequence[Structure]) -> Substitution:
+        """Return a generator that shares the fitted parts and refuses these crystals too, as if they were known."""
+        other = copy(self)
+        other.known = self.known.joined(structures)
+        other.last_statistics = {}
+        return other
 
     def _check(self, condition: Condition) -> tuple[float, list[int]]:
         from pymatgen.core import Element

@@ -15,6 +15,7 @@ from inv_design.generators.substitution import Substitution
 from inv_design.structures.validity import min_distance, min_radius_ratio
 
 K = "bulk_modulus_vrh"
+MATCHER = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,18 @@ def test_looking_ahead_brings_single_draws_to_the_target(packaged):
         return np.mean([abs(s.score / 120 - 1) for s in samples])
 
     assert error(0.05) < 0.6 * error(None)
+
+
+def test_crystals_to_avoid_do_not_come_again(packaged, alloys):
+    baseline = Substitution(pool=800)
+    baseline.fit([a.structure for a in alloys], [a.labels[K] for a in alloys])
+    for generator in (packaged, baseline):
+        first = [s.structure for s in generator.sample(6, Condition({K: 300.0}), seed=2)]
+        told = generator.avoiding(first)
+        again = [s.structure for s in told.sample(6, Condition({K: 300.0}), seed=2)]
+        assert len(again) == 6
+        assert not any(MATCHER.fit(a, b) for a in first for b in again)
+        assert not any(generator.known.contains(structure) for structure in first), "the first one was changed"
 
 
 def test_capabilities_name_ranges_and_elements(packaged):
