@@ -200,3 +200,26 @@ def _lacking(candidates: list[dict[str, Any]], collection: str, criteria: Mappin
         query = {"structure_id": {"$in": ids[start : start + BATCH]}, **criteria}
         done |= {found["structure_id"] for found in _collection(collection).find(query, {"structure_id": 1, "_id": 0})}
     return [candidate for candidate in candidates if candidate["structure_id"] not in done]
+
+
+# -- likeness -------------------------------------------------------------------------------------------------------
+
+
+@served_by("structures", "formula")
+def structures_of_formula(formula: str) -> dict[str, PymatgenStructure]:
+    """Return id -> pymatgen structure of all crystals with a reduced formula: the bucket in which one can have a twin.
+
+    A document that is no crystal is left out.
+    """
+    from inv_design.structures.files import structure_from_dict
+    from stores.artifacts import unspill
+
+    found = {}
+    fields = {"_id": 0, "structure_id": 1, "structure": 1, "spilled": 1}
+    for document in _collection("structures").find({"formula": formula}, fields):
+        record = unspill(document) if document.get("spilled") else document
+        try:
+            found[record["structure_id"]] = structure_from_dict(record["structure"])
+        except ValueError:
+            continue
+    return found

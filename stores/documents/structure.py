@@ -35,6 +35,7 @@ class Structure(Record):
         "indexes": [
             {"fields": ["structure_id"], "unique": True},
             "fingerprint",
+            "formula",
             "chemsys",
             "elements",
             "sources.id",
