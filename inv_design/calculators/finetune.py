@@ -39,7 +39,12 @@ AVERAGE = 0.98
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 VALIDATIONS = 20
-"""How often a run is validated at most."""
+"""How often a run is validated at most: the loss on what is learned, what is set aside, and what is replayed.
+
+A validation is better if their sum is: what is gained on the labelled crystals outweighs what is lost on others.
+"""
+FITTED = 200
+"""New frames that a validation takes at most."""
 VALIDATION_BATCH = 32
 VALIDATION, HELD_OUT = 0.1, 0.1
 """Shares of the chemical systems that decide when to stop, and that nothing is learned or decided from."""
@@ -396,9 +401,8 @@ class _Run:
         self.start = tensors_digest(network_tensors(self.network), s.dtype)
         self.new = _Batches(frames, config, [s.seed, 2])
         self.old = _Batches(replay.train, config, [s.seed, 3])
-        self.aside = [(_Batches(validation, config, [s.seed]), 1.0)] if validation else []
-        if validation and replay.validation:
-            self.aside.append((_Batches(replay.validation, config, [s.seed]), s.replay_weight))
+        judged = [(frames[:: 1 + len(frames) // FITTED], 1.0), (validation, 1.0), (replay.validation, s.replay_weight)]
+        self.judged = [(_Batches(part, config, [s.seed]), weight) for part, weight in judged if part]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=s.rate, weight_decay=WEIGHT_DECAY, amsgrad=True
         )
@@ -429,6 +433,7 @@ class _Run:
         with reproducible(s.seed), default_dtype(self.dtype):
             seed = torch.initial_seed()
             first = lowest = self._validated()
+            log({"event": "step", "step": 0, "validation": first})
             for step in range(1, s.steps + 1):
                 loss = self._step(step)
                 progress(step, s.steps, f"loss {loss:.4f}")
@@ -436,7 +441,7 @@ class _Run:
                     continue
                 current = self._validated()
                 log({"event": "step", "step": step, "rate": self.rates[-1], "loss": loss, "validation": current})
-                if current is None or lowest is None or current < lowest:
+                if sum(current) < sum(lowest):
                     lowest, self.best_step, waited = current, step, 0
                     self.best = [value.clone() for value in self.average]
                 else:
@@ -445,7 +450,7 @@ class _Run:
                     break
         if self.best_step == 0:
             raise ValueError(
-                f"no validation was better than the parent's ({first:.5f}) in {step} steps: give more frames, "
+                f"no validation was better than the parent's ({sum(first):.5f}) in {step} steps: give more frames, "
                 f"a smaller learning rate than {s.rate:g}, or keep the parent"
             )
         self._exchange(self.best)
@@ -503,19 +508,18 @@ class _Run:
             + s.stress_weight * _huber(stress, label["stress"])
         )
 
-    def _validated(self) -> float | None:
-        """Return the loss of the averaged weights on what is set aside, ``None`` where there is nothing."""
-        if not self.aside:
-            return None
+    def _validated(self) -> list[float]:
+        """Return the averaged weights' losses on the labelled frames, on validation's and on replay's, as weighted."""
         held = self._exchange(self.average)
-        total = 0.0
-        for batches, weight in self.aside:
+        losses = []
+        for batches, weight in self.judged:
             n = len(batches.frames)
-            for start in range(0, n, VALIDATION_BATCH):
-                rows = range(start, min(start + VALIDATION_BATCH, n))
-                total += weight * len(rows) / n * float(self._loss(batches, rows, training=False).detach())
+            parts = [range(start, min(start + VALIDATION_BATCH, n)) for start in range(0, n, VALIDATION_BATCH)]
+            losses.append(
+                weight * sum(len(p) / n * float(self._loss(batches, p, training=False).detach()) for p in parts)
+            )
         self._exchange(held)
-        return total
+        return losses
 
     def _exchange(self, values: list[torch.Tensor]) -> list[torch.Tensor]:
         """Put values into the network; return what it held."""

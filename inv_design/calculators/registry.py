@@ -5,6 +5,7 @@ name                   calculator
 =====================  =========================================================================================
 ``mace-alloy-small``   the packaged MACE of 60 metals (``calculators/weights``), loaded without a pickle
 ``PATH.safetensors``   a network in the same format, such as one written by ``python -m inv_design.calculators.convert``
+``m-3f2a...``          a model of the database, such as ``train-mlip`` makes, from this machine's cache of weights
 ``mace-mp-0``, ...     a foundation model, downloaded and unpickled by mace-torch itself from its release page
 ``chgnet``             the CHGNet that the chgnet package carries
 ``emt``                ASE's effective medium theory (Al, Cu, Ag, Au, Ni, Pd, Pt), for tests and demonstrations
@@ -19,6 +20,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import os
+import re
+import tempfile
 import warnings
 from functools import cache
 from importlib import resources
@@ -44,6 +48,8 @@ FOUNDATION = {
     "mace-matpes-r2scan-0": "mace-matpes-r2scan-0",
 }
 NAMES = (*PACKAGED, *FOUNDATION, "chgnet", "emt", "gpaw")
+
+MODEL_ID = re.compile(r"m-[0-9a-f]{20}")
 
 _loaded: dict[str, Calculator] = {}
 
@@ -89,7 +95,8 @@ def calculator_protocol(name: str, **options: Any) -> dict[str, Any]:
     if (path := _weights_path(name)) is not None:
         code, settings = "mace-torch", {"dtype": "float64", **settings}
         weights = _sha256(path)
-        name = name if name in PACKAGED else path.name  # a path of one machine is no identity; the weights' hash is
+        if name not in PACKAGED and not MODEL_ID.fullmatch(name):
+            name = path.name  # a path of one machine is no identity; the weights' hash is
     elif name in FOUNDATION:
         code, settings = "mace-torch", {"dtype": "float64", "model": FOUNDATION[name], **settings}
         weights = _sha256(_foundation_path(name))
@@ -111,6 +118,43 @@ def calculator_protocol(name: str, **options: Any) -> dict[str, Any]:
         "weights_sha256": weights,
         "settings": json.loads(json.dumps(settings, sort_keys=True, default=repr)),
     }
+
+
+def network_weights(name: str) -> bytes:
+    """Return the safetensors bytes of a MACE network: packaged, in a file, of the cache, or a foundation model.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, ImportError
+        As :func:`get_calculator`; also if the name is a calculator's without a MACE network.
+    """
+    if (path := _weights_path(name)) is not None:
+        return path.read_bytes()
+    if name not in FOUNDATION:
+        known = ", ".join((*PACKAGED, *FOUNDATION))
+        raise ValueError(f"{name!r} is no MACE network; give one of {known}, a .safetensors file or a model id")
+    from inv_design.calculators.convert import convert
+
+    with tempfile.TemporaryDirectory() as folder:  # a release from its own page, as get_calculator reads it
+        converted = Path(folder) / f"{name}.safetensors"
+        convert(_foundation_path(name), converted)
+        return converted.read_bytes()
+
+
+def cached_model(model_id: str) -> Path:
+    """Return where this machine keeps the weights of a model of the database, below ``$XDG_CACHE_HOME``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "inv_design" / "models" / f"{model_id}.safetensors"
+
+
+def cache_model(model_id: str, blob: bytes) -> Path:
+    """Keep a model's weights on this machine, so that its id is a calculator's name here; return the file."""
+    path = cached_model(model_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(blob)
+    partial.replace(path)  # in one move, for several workers may do it at a time
+    return path
 
 
 def _make(name: str, options: dict[str, Any]) -> Calculator:
@@ -141,6 +185,12 @@ def _weights_path(name: str) -> Path | None:
     """Return the safetensors file behind a name, or None if the name is not one of weights."""
     if name in PACKAGED:
         path = Path(str(resources.files("inv_design.calculators"))) / "weights" / name / "model.safetensors"
+    elif MODEL_ID.fullmatch(name):
+        if not (path := cached_model(name)).is_file():
+            raise FileNotFoundError(
+                f"the weights of model {name} are not on this machine; the `inv-design train-mlip` that made it, "
+                "called again here, gets them from the database"
+            )
     elif name.endswith((".model", ".pt", ".pth", ".pkl")):
         raise ValueError(
             f"{name!r} is a pickle, which runs code when it is read; if you trust it, convert it once: "
