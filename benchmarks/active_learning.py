@@ -58,7 +58,7 @@ MODES: dict[str, dict[str, Any]] = {
     "easy": {"rounds": 2, "samples": 60, "budget": 15, "judged": 20, "output": RESULTS / "active_learning.json"},
     "hard": {"rounds": 4, "samples": 60, "budget": 12, "judged": 12, "output": RESULTS / "hard_mode.json"},
 }
-SETTINGS = ("mode", "rounds", "samples", "relaxed", "budget", "judged")
+SETTINGS = ("mode", "rounds", "samples", "relaxed", "budget", "judged", "effort")
 ANYTHING = 1e6
 """A tolerance that lets every value pass."""
 
@@ -94,6 +94,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--budget", type=int, help="labels per round")
     parser.add_argument("--judged", type=int, help="crystals of a round, as generated, that both judges see")
+    parser.add_argument("--effort", type=float, default=1.0, help="share of the training steps (below 1: a rehearsal)")
     parser.add_argument("--cache", type=Path, help="folder of databases and models (default: a temporary one)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -124,7 +125,8 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
 
     hard = options.mode == "hard"
     generator: dict[str, Any] = {"name": "con_cdvae", "samples_per_round": options.samples, "chunk": options.samples}
-    predictor: dict[str, Any] = {}
+    generator |= {"budget": options.effort, "finetune_budget": options.effort}
+    predictor: dict[str, Any] = {} if options.effort == 1.0 else {"epochs": max(1, round(40 * options.effort))}
     mlip: dict[str, Any] = {"budget_per_round": options.relaxed}
     budget = options.budget
     if arm in ("substitution", "random"):
@@ -132,9 +134,10 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
     if arm == "random":  # a pool as large as the sample leaves nothing to rank; labels are drawn by this script
         count = min(options.samples, options.relaxed)
         generator |= {"samples_per_round": count, "chunk": count, "settings": {"pool": count}}
-        predictor, mlip, budget = {"tolerance": ANYTHING}, {"tolerance": ANYTHING}, 0
+        predictor |= {"tolerance": ANYTHING}
+        mlip, budget = {"tolerance": ANYTHING}, 0
     if arm == "con_cdvae_acquisition":
-        predictor = {"acquisition": "expected_hits", "min_probability": 0.01}
+        predictor |= {"acquisition": "expected_hits", "min_probability": 0.0}  # the budget of stage II decides
     return CampaignConfig.model_validate(
         {
             "name": f"{arm}-{seed}",
@@ -165,20 +168,44 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, folder: str, rows:
         return
     config = campaign(arm, seed, options)
     root = Path(folder) / f"{options.mode}-{seed}-{arm}"
+    copy_data(config, Path(folder) / "data", root)
     with connect("embedded", root=root) as connection:
         execution.register_campaign(config)
         plant_models(config, Path(folder))
         for number in range(options.rounds + 1):
-            start = time.monotonic()
+            start, start_cpu = time.monotonic(), time.process_time()
             execution.run(connection, config, rounds=number)
             harvest_models(config, Path(folder))
             if arm == "random":
                 label_at_random(config, number, options.budget)
-            seconds = time.monotonic() - start
+            seconds, cpu = time.monotonic() - start, time.process_time() - start_cpu
             if number in wanted:
                 row = {"arm": arm, "seed": seed, "round": number, "command": command(options)}
                 row |= measure(config, number, options, Path(folder))
-                yield row | {"seconds": round(seconds), "step_seconds": step_seconds(connection, number)}
+                yield row | {
+                    "seconds": round(seconds),
+                    "cpu_seconds": round(cpu),
+                    "step_seconds": step_seconds(connection, number),
+                }
+
+
+def copy_data(config: CampaignConfig, base: Path, root: Path) -> None:
+    """Start a campaign's database as a copy of one that holds the reference data, which is the same for all."""
+    import shutil
+
+    from fireworks_specs.execution import ingest_data
+    from stores.connection import connect
+
+    if root.exists():
+        return
+    if not (base / "ingested").exists():
+        with connect("embedded", root=base):
+            ingest_data(config)
+        (base / "ingested").touch()
+    partial = root.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("*.lock", "ingested"))
+    partial.rename(root)
 
 
 def plant_models(config: CampaignConfig, folder: Path) -> None:
@@ -490,7 +517,7 @@ def render(row: Row) -> str:
             f"{name}: median K {j['median'] or 0:5.1f} error {shown(j['mean_relative_error'])}"
             for name, j in row["judges"].items()
         )
-        + f"  {elements}  {row['seconds']} s {row['step_seconds']}  misses {row['misses']}"
+        + f"  {elements}  {row['seconds']} s (cpu {row['cpu_seconds']} s) {row['step_seconds']}  misses {row['misses']}"
     )
 
 
@@ -545,6 +572,7 @@ def arm_summary(arm: str, runs: dict[tuple[str, int], list[Row]], budget: int) -
         "chgnet_median_error_by_round": by_round(own, "chgnet", "median_relative_error"),
         "cgcnn_mean_error_by_round": by_round(own, "cgcnn", "mean_relative_error"),
         "seconds": over_seeds(lambda run: sum(row["seconds"] for row in run)),
+        "cpu_seconds": over_seeds(lambda run: sum(row["cpu_seconds"] for row in run)),
         "hidden": {
             kind: over_seeds(lambda run, k=kind: len({i for row in run for i in row["hidden"][k]}))  # type: ignore[misc]
             for kind in ("generated", "labelled", "hits")
