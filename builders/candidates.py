@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from builders.base import CampaignBuilder, newest, one_line
@@ -49,7 +49,7 @@ class CandidateBuilder(CampaignBuilder):
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(
         self, campaign: str | None = None, protocols: dict[str, str | None] | None = None, chunk_size: int = 500
@@ -181,12 +181,21 @@ class CandidateBuilder(CampaignBuilder):
         return found
 
     def _predictors(self, name: str) -> dict[int, set[str]]:
-        """Return round -> ids of the predictors that belong to it."""
+        """Return round -> ids of the predictors that belong to it.
+
+        Those of further properties belong to a training set and no campaign; a round's is that of its own predictor.
+        """
         found: dict[int, set[str]] = defaultdict(set)
-        query = {"campaign": name, "kind": "predictor"}
-        for model in self.read["models"].query(query, properties=["round", "model_id"]):
+        rounds: dict[str, set[int]] = defaultdict(set)
+        query: Document = {"campaign": name, "kind": "predictor"}
+        for model in self.read["models"].query(query, properties=["round", "model_id", "training_set_id"]):
             if model.get("round") is not None:
                 found[model["round"]].add(model["model_id"])
+                rounds[str(model.get("training_set_id"))].add(model["round"])
+        query = {"campaign": None, "kind": "predictor", "training_set_id": {"$in": sorted(rounds)}}
+        for model in self.read["models"].query(query, properties=["model_id", "training_set_id"]):
+            for number in rounds[model["training_set_id"]]:
+                found[number].add(model["model_id"])
         return found
 
     def _predictions(self, records: list[Document], models: set[str]) -> list[Document]:
@@ -194,13 +203,13 @@ class CandidateBuilder(CampaignBuilder):
         wanted = (self.protocols or {}).get("predictor")
         by_property: dict[str, list[Document]] = defaultdict(list)
         for record in records:
-            if wanted is None or record["protocol_id"] == wanted:
+            if wanted is None or record["protocol_id"] == wanted or record["property"] != PROPERTY:
                 by_property[record["property"]].append(record)
         chosen = []
-        for _, group in sorted(by_property.items()):
+        for name, group in sorted(by_property.items()):
             own = [r for r in group if r.get("model_id") in models]
             # a round's predictor decides about its candidates; later ones must not change the verdict
-            best = newest(own) if models else newest(group)
+            best = newest(own) if own or (models and name == PROPERTY) else newest(group)
             if best is not None:
                 chosen.append(best)
         return chosen
@@ -239,7 +248,6 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     from inv_design.screening.dft import screen_dft
     from inv_design.screening.mlip import screen_mlip
     from inv_design.screening.predictor import screen_predictor
-    from inv_design.screening.target import relative_error
     from inv_design.structures.elements import expand_elements
     from inv_design.structures.files import structure_from_dict
 
@@ -247,13 +255,17 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     if record is None:
         raise ValueError(f"structure {candidate['structure_id']} is not in the database; import it again")
     config = CampaignConfig.model_validate(item["config"])
+    objectives = config.objectives
     structure = structure_from_dict(record["structure"])
+    generated = generated_properties(record, config)
+    cost = {"cost": generated["cost"]} if "cost" in generated else {}
     verdicts = [
         screen_predictor(
             structure,
             item["predictions"],
-            targets=config.targets,
+            targets=objectives,
             config=config.stages.predictor,
+            known=cost,
             exclude=expand_elements(config.chemistry.exclude),
             duplicate_of=item["duplicate_of"],
             hit_tolerance=config.stages.dft.tolerance,
@@ -261,15 +273,22 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     ]
     stages: Document = {"predictor": _predictor_stage(verdicts[0], item["predictions"])}
     if verdicts[-1].status == "passed":
-        verdicts.append(screen_mlip(item["mlip"], targets=config.targets, config=config.stages.mlip))
+        relaxed = {**cost, **relaxed_density(generated, item["mlip"])}
+        verdicts.append(screen_mlip(item["mlip"], targets=objectives, config=config.stages.mlip, known=relaxed))
         stages["mlip"] = _calculation_stage(verdicts[-1], item["mlip"], MLIP_NUMBERS)
         if verdicts[-1].status == "passed":
-            verdicts.append(screen_dft(item["dft"], targets=config.targets, config=config.stages.dft))
+            relaxed = {**cost, **relaxed_density(generated, item["dft"])}
+            verdicts.append(screen_dft(item["dft"], targets=objectives, config=config.stages.dft, known=relaxed))
             stages["dft"] = _calculation_stage(verdicts[-1], item["dft"], DFT_NUMBERS)
     last = verdicts[-1]
     value, method = best_value(stages)
+    judged = [item[stage] for stage in ("mlip", "dft") if stage in stages]
+    properties, methods = best_properties(generated, item["predictions"], judged, wanted=wanted_properties(config))
     return {
-        **_describe(record, config),
+        **{k: record[k] for k in ("formula", "chemsys", "elements", "nsites", "spacegroup")},
+        **{k: properties.get(k) for k in ("density", "volume_per_atom", "cost", "shear_modulus_vrh")},
+        "properties": {name: properties.get(name) for name in wanted_properties(config)},
+        "property_methods": methods,
         "stage": last.stage,
         "status": last.status,
         "state": "successful",
@@ -279,10 +298,9 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
         "stages": stages,
         PROPERTY: value,
         "bulk_modulus_method": method,
-        "shear_modulus_vrh": (stages.get("mlip") or {}).get("shear_modulus_vrh"),
         "born_stable": (stages.get("mlip") or {}).get("born_stable"),
         "target": config.target,
-        "target_error": None if value is None else relative_error(value, config.target),
+        "target_error": None if value is None else objectives[0].deviation(value),
         "flags": [f for stage in ("mlip", "dft") for f in (stages.get(stage) or {}).get("flags", [])],
         "model_id": stages["predictor"].get("model_id"),
         "duplicate_of": item["duplicate_of"],
@@ -306,15 +324,71 @@ def _place(candidate: Mapping[str, Any]) -> Document:
     return {name: candidate.get(name) for name in (*fields, "score")}
 
 
-def _describe(record: Mapping[str, Any], config: CampaignConfig) -> Document:
-    """Return what there is to say about the crystal as it was generated."""
-    n, volume = record["nsites"], float(record["volume"])
-    sites = [species["element"] for site in record["structure"]["sites"] for species in site["species"]]
+def generated_properties(record: Mapping[str, Any], config: CampaignConfig) -> dict[str, float]:
+    """Return density (g/cm^3), volume per atom (Å^3) and cost of a crystal as it was generated."""
+    from inv_design.metrics.elements import composition_cost
+
+    found = {
+        "density": float(record["density"]), "volume_per_atom": float(record["volume"]) / record["nsites"],
+    }  # fmt: skip
+    if config.chemistry.cost:
+        sites = [species["element"] for site in record["structure"]["sites"] for species in site["species"]]
+        found["cost"] = composition_cost(Counter(sites), config.chemistry.cost, by=config.chemistry.cost_by)
+    return found
+
+
+def relaxed_density(generated: Mapping[str, float], calculation: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the density (g/cm^3) and volume per atom (Å^3) after a calculation's relaxation, where it says so."""
+    volume = ((calculation or {}).get("results") or {}).get("volume_per_atom")
+    if not volume:
+        return {}
     return {
-        **{k: record[k] for k in ("formula", "chemsys", "elements", "nsites", "spacegroup", "density")},
-        "volume_per_atom": volume / n,
-        "cost": sum(config.chemistry.cost.get(s, 0.0) for s in sites) / n if config.chemistry.cost else None,
+        "density": generated["density"] * generated["volume_per_atom"] / float(volume),
+        "volume_per_atom": float(volume),
     }
+
+
+def wanted_properties(config: CampaignConfig) -> list[str]:
+    """Return the properties that a summary names: the moduli, the campaign's objectives and its own properties."""
+    names = [PROPERTY, "shear_modulus_vrh", *(o.name for o in config.objectives), *config.properties]
+    return list(dict.fromkeys(names))
+
+
+def best_properties(
+    generated: Mapping[str, float],
+    predictions: Iterable[Mapping[str, Any]],
+    calculations: Iterable[Mapping[str, Any] | None],
+    *,
+    wanted: Iterable[str],
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return (property -> number in its unit, property -> whose it is) from the costliest source that has one.
+
+    Parameters
+    ----------
+    generated
+        Properties of the crystal itself.
+    predictions
+        One prediction record per property.
+    calculations
+        The calculations of the stages that it entered, in order of rising cost.
+    """
+    from inv_design.screening.mlip import numbers
+
+    names = set(wanted)
+    values = dict(generated)
+    methods = dict.fromkeys(generated, "structure")
+    for prediction in predictions:
+        if prediction["property"] in names and prediction.get("value") is not None and not prediction.get("error"):
+            values[prediction["property"]] = float(prediction["value"])
+            methods[prediction["property"]] = "predictor"
+    for calculation in calculations:
+        if calculation is None or calculation.get("state") != "completed":
+            continue
+        results = {k: v for k, v in numbers(calculation.get("results") or {}).items() if k in names}
+        results |= relaxed_density(generated, calculation)
+        values |= results
+        methods |= dict.fromkeys(results, calculation["method"])
+    return values, methods
 
 
 def _predictor_stage(verdict: Verdict, predictions: Sequence[Mapping[str, Any]]) -> Document:
@@ -347,7 +421,7 @@ def _calculation_stage(
 def _settings(config: CampaignConfig) -> Document:
     """Return the settings that a summary depends on."""
     dump = config.model_dump(mode="json")
-    return {k: dump[k] for k in ("targets", "stages", "chemistry")}
+    return {k: dump[k] for k in ("targets", "properties", "stages", "chemistry")}
 
 
 def _by_structure(documents: Iterable[Document]) -> dict[str, list[Document]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Document = dict[str, Any]
 
-FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "index", "seed"]
+FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "properties"]
 
 
 LEAST = -1e6
@@ -115,7 +115,7 @@ def next_candidates(
     summaries
         The round's candidate summaries.
     config
-        Its targets, tolerances, acquisition and budgets. Every result of a stage with a budget counts against it, a
+        Its objectives, tolerances, acquisition and budgets. Every result of a stage with a budget counts against it, a
         failed one too; what is queued but not finished does not, so that a lost run is simply taken again.
     earlier
         Summaries of earlier rounds: their labels tell how far the stage-II potential is off.
@@ -123,14 +123,16 @@ def next_candidates(
     rounds = list(summaries)
     error = judge_error(judged_and_labelled(earlier))
     budgets = {"mlip": config.stages.mlip.budget_per_round, "dft": config.stages.dft.budget_per_round}
+    first, *others = config.objectives
     queue: list[Document] = []
     for stage in STAGES:
         entered = [s for s in rounds if stage in (s.get("stages") or {})]
         ranked = rank(
             [_choice(s, stage, config.stages.predictor.acquisition, error) for s in entered],
-            target=config.target,
+            target=first,
             acquisition=config.stages.predictor.acquisition,
             tolerance=config.stages.dft.tolerance,
+            others=others,
         )
         waiting = {s["candidate_id"] for s in entered if s["stage"] == stage and s["status"] == "waiting"}
         chosen = [r for r in ranked if r["candidate_id"] in waiting]
@@ -182,5 +184,5 @@ def _choice(
         corrected = relaxed * math.exp(bias)
         estimates = [(corrected, corrected * math.sinh(spread))]
         value, std = combine([*estimates, (value, std)] if std else estimates)
-    names = ("candidate_id", "structure_id", "chemsys")
+    names = ("candidate_id", "structure_id", "chemsys", "properties")
     return {**{k: summary.get(k) for k in names}, "value": value, "std": std}

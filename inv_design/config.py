@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-PROPERTY_UNITS = {
-    "bulk_modulus_vrh": "GPa",
-    "shear_modulus_vrh": "GPa",
-    "density": "g/cm^3",
-    "volume_per_atom": "Å^3",
-    "e_above_hull": "eV/atom",
-}
-"""Properties that a campaign may target, and the unit that each is stored in."""
+from inv_design.objective import ALIASES, PROPERTY_UNITS, Objective, objectives_of, property_name
 
-ALIASES = {"bulk_modulus": "bulk_modulus_vrh", "K": "bulk_modulus_vrh", "G": "shear_modulus_vrh"}
-"""Short names that the command line and campaign.yaml accept."""
+__all__ = [
+    "ALIASES", "PROPERTY_UNITS", "CampaignConfig", "ConfigError", "load_config", "parse_target", "property_name",
+]  # fmt: skip
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
-
-
-def property_name(name: str) -> str:
-    """Return the stored name of a property (``K`` -> ``bulk_modulus_vrh``).
-
-    Raises
-    ------
-    ValueError
-        If no such property can be targeted.
-    """
-    full = ALIASES.get(name, name)
-    if full not in PROPERTY_UNITS:
-        raise ValueError(f"unknown property {name!r}; known: {', '.join(sorted(PROPERTY_UNITS))}")
-    return full
 
 
 def parse_target(value: Any, *, name: str) -> float:
@@ -49,18 +37,10 @@ def parse_target(value: Any, *, name: str) -> float:
     ValueError
         If the text is no number, the unit is another one, or a modulus is not positive.
     """
-    unit = PROPERTY_UNITS[name]
-    match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*", str(value))
-    if match is None:
-        raise ValueError(f"target {name}: {value!r} is not a number with a unit, write for example '350 {unit}'")
-    number, given = float(match.group(1)), match.group(2)
-    if given not in (None, unit):
-        raise ValueError(f"target {name}: unit {given!r} is not supported, give it in {unit}")
-    if not math.isfinite(number):
-        raise ValueError(f"target {name}: {value!r} is not finite")
-    if name != "e_above_hull" and number <= 0:
-        raise ValueError(f"target {name}: {number:g} {unit} is not positive; give a value above 0 {unit}")
-    return number
+    objective = Objective.parse(name, value)
+    if isinstance(objective.plain, str):
+        raise ValueError(f"target {name}: {value!r} is not a number with a unit; one number is wanted here")
+    return objective.plain
 
 
 class DataConfig(_Section):
@@ -189,7 +169,14 @@ class ChemistryConfig(_Section):
     """Elements that candidates may not contain, and soft costs."""
 
     exclude: list[str] = Field([], description="elements that no candidate may contain: symbols or groups")
-    cost: dict[str, float] = Field({}, description="element -> relative cost, shown and sortable; not a filter")
+    cost: dict[str, float] = Field(
+        {},
+        description="element -> relative cost (0 if not listed); a crystal's cost is the mean over its atoms or its "
+        "mass; shown, sortable and a possible target; not a filter",
+    )
+    cost_by: Literal["atoms", "mass"] = Field(
+        "atoms", description="weights of the mean: atomic fractions, or mass fractions for prices per kilogram"
+    )
 
     @field_validator("exclude")
     @classmethod
@@ -210,7 +197,13 @@ class CampaignConfig(_Section):
     password_file: str | None = Field(
         None, description="a file that holds the database password; or $INV_DESIGN_DATABASE_PASSWORD"
     )
-    targets: dict[str, float] = Field(description="property -> wanted value with unit, such as '350 GPa'")
+    properties: dict[str, str] = Field(
+        {}, description="your own properties -> unit ('' for none), such as {hardness: GPa}; they can be targets too"
+    )
+    targets: dict[str, float | str] = Field(
+        description="property -> what is wanted: a value with unit ('350 GPa'), a range ('300..400 GPa', '..0.1'), or "
+        "max or min, which order candidates and reject none; the bulk modulus needs a value or a range"
+    )
     data: DataConfig = DataConfig()
     generator: GeneratorConfig = GeneratorConfig()
     stages: StagesConfig = StagesConfig()
@@ -223,12 +216,23 @@ class CampaignConfig(_Section):
     )
     seed: int = Field(0, ge=0, description="the one seed that all others derive from")
 
+    @field_validator("properties")
+    @classmethod
+    def _own(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise ValueError(f"{name!r} is no name of a property; use letters, digits and _")
+            if name in PROPERTY_UNITS or name in ALIASES:
+                raise ValueError(f"{name!r} is a property that every campaign has; leave it out")
+        return value
+
     @field_validator("targets", mode="before")
     @classmethod
-    def _targets(cls, value: Any) -> dict[str, float]:
+    def _targets(cls, value: Any, info: ValidationInfo) -> dict[str, float | str]:
         if not isinstance(value, dict) or not value:
             raise ValueError("give at least one target, such as {bulk_modulus_vrh: 350 GPa}")
-        return {property_name(str(k)): parse_target(v, name=property_name(str(k))) for k, v in value.items()}
+        found = objectives_of({str(k): v for k, v in value.items()}, own=info.data.get("properties"))
+        return {objective.name: objective.plain for objective in found}
 
     @field_validator("database")
     @classmethod
@@ -240,15 +244,24 @@ class CampaignConfig(_Section):
         return value
 
     @model_validator(mode="after")
-    def _modulus(self) -> CampaignConfig:
+    def _screenable(self) -> CampaignConfig:
         if "bulk_modulus_vrh" not in self.targets:
             raise ValueError("this version screens by bulk_modulus_vrh: add it to targets")
+        _ = self.target  # a direction or an open range has none
+        if "cost" in self.targets and not self.chemistry.cost:
+            raise ValueError("targets has cost, but chemistry.cost is empty: give it the costs of the elements")
         return self
 
     @property
+    def objectives(self) -> list[Objective]:
+        """What is wanted, the bulk modulus first."""
+        found = objectives_of(self.targets, own=self.properties)
+        return sorted(found, key=lambda objective: objective.name != "bulk_modulus_vrh")
+
+    @property
     def target(self) -> float:
-        """The bulk modulus wanted, in GPa."""
-        return self.targets["bulk_modulus_vrh"]
+        """The bulk modulus to aim at, in GPa: the one wanted, or the middle of the wanted range."""
+        return self.objectives[0].centre
 
 
 class ConfigError(ValueError):

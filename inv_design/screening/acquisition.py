@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from inv_design.objective import Objective
+
 Acquisition = Literal["threshold", "target_probability", "expected_hits"]
 
 PRIOR_STD, PRIOR_WEIGHT = 0.10, 5.0
@@ -23,30 +25,30 @@ def log_std(value: float, std: float | None) -> float:
 
     0 where there is no uncertainty, or none that is finite.
     """
-    if std is None or not math.isfinite(std) or std <= 0:
-        return 0.0
-    return math.asinh(std / value)  # half of value * (e^s - e^-s)
+    return math.asinh(_spread(std) / value)  # std is half of value * (e^s - e^-s)
 
 
-def interval_probability(value: float | None, std: float | None, *, low: float, high: float) -> float:
-    """Return the probability that a positive property lies in [low, high], 0..1.
+def interval_probability(
+    value: float | None, std: float | None, *, low: float, high: float, logarithmic: bool = True
+) -> float:
+    """Return the probability that a property lies in [low, high], 0..1.
 
     Parameters
     ----------
     value, std
-        Prediction and its standard deviation in the unit of the bounds. Without a positive, finite value it is 0;
-        without an uncertainty it is 1 inside and 0 outside, the plain threshold.
+        Prediction and its standard deviation in the unit of the bounds. Without a finite value (positive, if
+        ``logarithmic``) it is 0; without an uncertainty it is 1 inside and 0 outside, the plain threshold.
     low, high
-        Bounds; ``low`` at or below 0 and an infinite ``high`` leave that side open.
+        Bounds; an infinite one leaves that side open.
+    logarithmic
+        Whether the logarithm of the property is normal, or the property itself.
     """
-    if value is None or not math.isfinite(value) or value <= 0:
+    if value is None or not math.isfinite(value) or (logarithmic and value <= 0):
         return 0.0
-    spread = log_std(value, std)
+    spread = log_std(value, std) if logarithmic else _spread(std)
     if spread == 0:
         return float(low <= value <= high)
-    centre = math.log(value)
-    upper = (math.log(high) - centre) / spread if 0 < high < math.inf else math.copysign(math.inf, high)
-    lower = (math.log(low) - centre) / spread if low > 0 else -math.inf
+    lower, upper = ((scaled(bound, logarithmic) - scaled(value, logarithmic)) / spread for bound in (low, high))
     if lower > 0:  # the difference of two numbers near 1 would lose the tail
         lower, upper = -upper, -lower
     return max(_normal_cdf(upper) - _normal_cdf(lower), 0.0)
@@ -67,6 +69,15 @@ def target_probability(value: float | None, std: float | None, *, target: float,
         Relative deviation that still counts as a hit.
     """
     return interval_probability(value, std, low=target * (1 - tolerance), high=target * (1 + tolerance))
+
+
+def hit_probability(value: float | None, std: float | None, objective: Objective, *, tolerance: float) -> float:
+    """Return the probability that a property is as wanted, 0..1: within ``tolerance`` of a value, or in a range.
+
+    ``value`` and ``std`` in the objective's unit; a direction (``max``, ``min``) is met by every value.
+    """
+    low, high = objective.bounds(tolerance)
+    return interval_probability(value, std, low=low, high=high, logarithmic=objective.logarithmic)
 
 
 def expected_gains(probabilities: Sequence[float], groups: Sequence[str]) -> list[float]:
@@ -125,6 +136,17 @@ def combine(estimates: Iterable[tuple[float | None, float | None]]) -> tuple[flo
     weights = [spread**-2 for _, spread in known]
     value = math.exp(sum(w * math.log(v) for w, (v, _) in zip(weights, known, strict=True)) / sum(weights))
     return value, value * math.sinh(sum(weights) ** -0.5)
+
+
+def scaled(value: float, logarithmic: bool) -> float:
+    """Return the number in which errors are normal: ln(value), minus infinity where there is none, or the value."""
+    if not logarithmic:
+        return value
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _spread(std: float | None) -> float:
+    return std if std is not None and math.isfinite(std) and std > 0 else 0.0
 
 
 def _normal_cdf(x: float) -> float:

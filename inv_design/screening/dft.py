@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from inv_design.config import DftConfig
+    from inv_design.objective import Targets
 
 
 def screen_dft(
-    calculation: Mapping[str, Any] | None, *, targets: Mapping[str, float], config: DftConfig
-) -> Verdict:  # fmt: skip
+    calculation: Mapping[str, Any] | None,
+    *,
+    targets: Targets,
+    config: DftConfig,
+    known: Mapping[str, float] | None = None,
+) -> Verdict:
     """Return stage III's verdict: ``passed`` is a hit, ``rejected`` a miss.
 
     Parameters
@@ -24,7 +29,9 @@ def screen_dft(
     calculation
         The label's calculation record (kind ``eos`` or ``elastic`` by surrogate, gpaw or vasp), or ``None``.
     targets
-        Property -> wanted value; every one for which the results hold a value is checked.
+        Property -> what is wanted, or objectives; every one for which there is a value is checked.
+    known
+        What else is known of the crystal, property -> number, such as its cost.
     """
     if calculation is None:
         return Verdict("dft", "waiting")
@@ -33,6 +40,7 @@ def screen_dft(
     values = numbers(calculation.get("results") or {})
     reasons = flag_reasons(calculation.get("flags") or ())
     if "bulk_modulus_vrh" not in values:
-        reasons.append(Reason("target", None, targets.get("bulk_modulus_vrh"), "no bulk modulus in the results"))
-    reasons += target_reasons(values, targets, tolerance=config.tolerance)
+        reasons.append(Reason("target", None, None, "no bulk modulus in the results"))
+    # a range is judged as it is stated: a cheaper stage allowed for its own error, a label has none to allow for
+    reasons += target_reasons({**(known or {}), **values}, targets, tolerance=config.tolerance, range_tolerance=0.0)
     return Verdict("dft", "rejected" if reasons else "passed", tuple(reasons))

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from inv_design.config import MlipConfig
+    from inv_design.objective import Targets
 
 
 def screen_mlip(
-    calculation: Mapping[str, Any] | None, *, targets: Mapping[str, float], config: MlipConfig
-) -> Verdict:  # fmt: skip
+    calculation: Mapping[str, Any] | None,
+    *,
+    targets: Targets,
+    config: MlipConfig,
+    known: Mapping[str, float] | None = None,
+) -> Verdict:
     """Return stage II's verdict (Li et al. 2025, II C 2, with Born's criteria of II C 3 applied already here).
 
     Parameters
@@ -24,7 +29,9 @@ def screen_mlip(
     calculation
         The calculation record (kind ``elastic``, method ``mlip``), or ``None`` if there is none yet.
     targets
-        Property -> wanted value; every one for which the results hold a value is checked.
+        Property -> what is wanted, or objectives; every one for which there is a value is checked.
+    known
+        What else is known of the crystal, property -> number, such as its cost.
     """
     if calculation is None:
         return Verdict("mlip", "waiting")
@@ -49,9 +56,9 @@ def screen_mlip(
         )
         reasons.append(Reason("born_stable", lowest, 0.0, message))
     reasons += flag_reasons(calculation.get("flags") or ())
-    reasons += target_reasons(numbers(results), targets, tolerance=config.tolerance)
+    reasons += target_reasons({**(known or {}), **numbers(results)}, targets, tolerance=config.tolerance)
     if not reasons and results.get("bulk_modulus_vrh") is None:
-        reasons.append(Reason("target", None, targets.get("bulk_modulus_vrh"), "no bulk modulus in the results"))
+        reasons.append(Reason("target", None, None, "no bulk modulus in the results"))
     return Verdict("mlip", "rejected" if reasons else "passed", tuple(reasons))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from inv_design.config import PROPERTY_UNITS
-from inv_design.screening.acquisition import target_probability
-from inv_design.screening.target import UPPER_BOUNDS, target_reasons
+from inv_design.objective import UPPER_BOUNDS, objectives_of
+from inv_design.screening.acquisition import hit_probability
+from inv_design.screening.target import target_reasons
 from inv_design.screening.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from inv_design.config import PredictorConfig
+    from inv_design.objective import Targets
+
+SCREENED = "bulk_modulus_vrh"
+"""The property without which no candidate passes."""
 
 
 def screen_predictor(
     structure: Structure,
     predictions: Iterable[Mapping[str, Any]],
     *,
-    targets: Mapping[str, float],
+    targets: Targets,
     config: PredictorConfig,
+    known: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
     duplicate_of: str | None = None,
     hit_tolerance: float = 0.20,
@@ -37,7 +42,9 @@ def screen_predictor(
     predictions
         Prediction records of the crystal: ``property``, ``value`` (in the property's unit), ``error``.
     targets
-        Property -> wanted value. Density and volume per atom are taken from the crystal itself.
+        Property -> what is wanted, or objectives. Density and volume per atom are taken from the crystal itself.
+    known
+        What else is known of the crystal, property -> number, such as its cost.
     exclude
         Element symbols that no candidate may contain.
     duplicate_of
@@ -52,21 +59,20 @@ def screen_predictor(
     if duplicate_of is not None:
         reasons.append(Reason("duplicate", duplicate_of, dict(config.match), f"duplicate of {duplicate_of}"))
 
+    objectives = objectives_of(targets)
     records = {str(record["property"]): record for record in predictions}
     values = {name: float(r["value"]) for name, r in records.items() if _usable(r)}
-    missing = [name for name, r in records.items() if name in targets and name not in values]
-    plain = {**_structure_values(structure, targets), **values}
+    plain = {**structure_values(structure, [o.name for o in objectives]), **(known or {}), **values}
     if config.acquisition != "threshold":
-        uncertain = {name: records[name] for name in values if name in targets and name not in UPPER_BOUNDS}
-        plain = {name: value for name, value in plain.items() if name not in uncertain}
-        reasons += probability_reasons(uncertain, targets, least=config.min_probability, tolerance=hit_tolerance)
-    reasons += target_reasons(plain, targets, tolerance=config.tolerance)
+        reasons += probability_reasons(records, objectives, least=config.min_probability, tolerance=hit_tolerance)
+        plain = {name: value for name, value in plain.items() if name not in values or name in UPPER_BOUNDS}
+    reasons += target_reasons(plain, objectives, tolerance=config.tolerance)
     if reasons:
         return Verdict("predictor", "rejected", tuple(reasons))
-    if missing:
-        error = records[missing[0]].get("error") or "no finite value"
+    if SCREENED in records and SCREENED not in values:  # another property that cannot be predicted stops nothing
+        error = records[SCREENED].get("error") or "no finite value"
         return Verdict("predictor", "failed", (Reason("prediction", None, None, f"prediction failed: {error}"),))
-    if "bulk_modulus_vrh" in targets and "bulk_modulus_vrh" not in values:
+    if SCREENED not in values and any(o.name == SCREENED for o in objectives):
         return Verdict("predictor", "waiting")
     return Verdict("predictor", "passed")
 
@@ -120,40 +126,47 @@ def distance_reasons(structure: Structure, *, min_distance: float, min_radius_ra
 
 
 def probability_reasons(
-    predictions: Mapping[str, Mapping[str, Any]], targets: Mapping[str, float], *, least: float, tolerance: float
+    predictions: Mapping[str, Mapping[str, Any]], targets: Targets, *, least: float, tolerance: float
 ) -> list[Reason]:
     """Return a reason for each target that a candidate is too unlikely to hit.
 
     Parameters
     ----------
     predictions
-        Property -> prediction record with ``value`` and ``std`` in the property's unit.
+        Property -> prediction record with ``value`` and ``std`` in the property's unit; those without a value are left
+        out.
+    targets
+        Property -> what is wanted, or objectives.
     least
         Smallest probability that passes.
     tolerance
-        Relative deviation from the target that counts as a hit.
+        Relative deviation from a wanted value that counts as a hit.
     """
     reasons = []
-    for name, record in predictions.items():
-        value, std, target = float(record["value"]), record.get("std"), targets[name]
-        probability = target_probability(value, std, target=target, tolerance=tolerance)
+    for objective in objectives_of(targets):
+        name, unit = objective.name, objective.unit
+        record = predictions.get(name)
+        if record is None or not _usable(record) or objective.kind in ("max", "min") or name in UPPER_BOUNDS:
+            continue
+        value, std = float(record["value"]), record.get("std")
+        probability = hit_probability(value, std, objective, tolerance=tolerance)
         if probability < least:
-            unit = PROPERTY_UNITS.get(name, "")
             spread = f" ± {std:.1f}" if std is not None and math.isfinite(std) else ""
+            within = f"within {100 * tolerance:g} % of" if objective.kind == "value" else "in"
             message = (
-                f"{name} {value:.1f}{spread} {unit} is within {100 * tolerance:g} % of {target:g} {unit} "
-                f"with probability {probability:.2g} (at least {least:g} wanted)"
+                f"{name} {value:.1f}{spread} {unit} is {within} {objective.text} with probability {probability:.2g} "
+                f"(at least {least:g} wanted)"
             )
             reasons.append(Reason("target_probability", probability, least, message))
     return reasons
 
 
-def _usable(record: Mapping[str, Any]) -> bool:
-    value = record.get("value")
-    return not record.get("error") and value is not None and math.isfinite(float(value))
-
-
-def _structure_values(structure: Structure, wanted: Iterable[str]) -> dict[str, float]:
+def structure_values(structure: Structure, wanted: Iterable[str]) -> dict[str, float]:
     """Return the wanted properties that the crystal itself has: ``density`` in g/cm^3, ``volume_per_atom`` in Å^3."""
     have = {"density": lambda: float(structure.density), "volume_per_atom": lambda: structure.volume / len(structure)}
     return {name: have[name]() for name in wanted if name in have}
+
+
+def _usable(record: Mapping[str, Any]) -> bool:
+    value = record.get("value")
+    return not record.get("error") and value is not None and math.isfinite(float(value))

@@ -15,7 +15,9 @@ class CandidateSummary(Derived):
     """Every key number of a candidate, the last stage it entered, and why it is where it is.
 
     ``stages`` maps a stage to ``{"status", "value", ...}``; ``bulk_modulus_vrh`` (GPa) is the best available value and
-    ``bulk_modulus_method`` says whose it is; ``target_error`` is relative.
+    ``bulk_modulus_method`` says whose it is; ``target_error`` is relative. So with the shear modulus (GPa), the density
+    (g/cm^3) and the volume per atom (Å^3); ``properties`` has all that the campaign names, each in its unit, and
+    ``property_methods`` says whose they are. ``hit`` is whether a label met the targets, ``None`` without a label.
     """
 
     candidate_id = StringField(required=True)
@@ -35,6 +37,13 @@ class CandidateSummary(Derived):
     bulk_modulus_vrh = FloatField()
     bulk_modulus_method = StringField()
     target_error = FloatField()
+    shear_modulus_vrh = FloatField()
+    density = FloatField()
+    volume_per_atom = FloatField()
+    cost = FloatField()
+    properties = DictField()
+    property_methods = DictField()
+    hit = BooleanField()
     born_stable = BooleanField()
     flags = ListField(StringField())
     condition = DictField()

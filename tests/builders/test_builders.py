@@ -582,3 +582,53 @@ def test_a_lost_race_between_two_workers_is_written_again(db, monkeypatch):
     add([b2("Re", "Ir")], first=1)
     with pytest.raises(BulkWriteError):
         build_campaign(NAME)
+
+
+# -- several objectives -----------------------------------------------------------------------------------------------
+
+
+def several(**changes: Any) -> CampaignConfig:
+    """Return a campaign that wants stiff, ductile, light, cheap and hard crystals."""
+    return wanted(
+        properties={"hardness": "GPa"},
+        targets={"K": "300..400 GPa", "G": "100..200 GPa", "density": "min", "cost": "..6", "hardness": "max"},
+        chemistry={"cost": {"Re": 10.0, "Ir": 20.0}},
+        **changes,
+    )
+
+
+def test_every_objective_is_in_the_summary_with_its_source(db):
+    start(several())
+    ids = add([b2("Re", "Ru"), b2("Re", "Ir"), b2("Ru", "W")])
+    for identity in ids:
+        predict(db, identity, 340.0)
+    predict(db, ids[0], 12.0, property="hardness", protocol_id="p-hard")
+    relax(db, ids[0], 345.0, volume_per_atom=16.0)
+    relax(db, ids[2], 345.0, shear_modulus_vrh=50.0)
+    build_campaign(NAME)
+    first, dear, soft = (summary(db, i) for i in ids)
+    assert (first["stage"], first["status"]) == ("dft", "waiting")
+    assert first["properties"] == pytest.approx(
+        {
+            "bulk_modulus_vrh": 345.0, "shear_modulus_vrh": 150.0, "cost": 5.0, "hardness": 12.0,
+            "density": b2("Re", "Ru", 32 ** (1 / 3)).density,
+        },
+        rel=1e-6,
+    )  # fmt: skip
+    assert first["property_methods"]["hardness"] == "predictor"
+    assert first["property_methods"]["density"] == first["property_methods"]["shear_modulus_vrh"] == "mlip"
+    assert (first["volume_per_atom"], first["shear_modulus_vrh"], first["target_error"]) == (16.0, 150.0, 0.0)
+    assert [r["message"].split()[0] for r in dear["reasons"]] == ["cost"]
+    assert soft["stage"] == "mlip"
+    assert "shear_modulus_vrh 50.0 GPa is outside the wanted 100 to 200 GPa" in soft["reason"]
+
+
+def test_the_queue_serves_the_front_first(db):
+    start(several(stages={"dft": {"budget_per_round": 2}}))
+    ids = add([b2("Re", "Ru", 3.1), b2("Ru", "W", 3.2), b2("Mo", "Ru", 3.3)])
+    for identity, value in zip(ids, (350.0, 340.0, 320.0), strict=True):
+        predict(db, identity, value)
+        relax(db, identity, value)
+    build_campaign(NAME)
+    # all three have K in range, Ru-Mo is the lightest, and Re-Ru the dearest and heaviest
+    assert queue(db, "dft")[0] == ids[2]
