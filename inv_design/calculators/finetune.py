@@ -38,7 +38,7 @@ AVERAGE = 0.98
 """Decay of the moving average of the weights, which is what is kept."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
-VALIDATIONS = 20
+VALIDATIONS = 12
 """How often a run is validated at most: the loss on what is learned, what is set aside, and what is replayed.
 
 A validation is better if their sum is: what is gained on the labelled crystals outweighs what is lost on others.
@@ -77,7 +77,7 @@ class FinetuneSettings:
         Precision of the training, ``float32`` or ``float64``.
     """
 
-    steps: int = 400
+    steps: int = 300
     rate: float = 1e-3
     batch: int = 8
     replay: int = 200
@@ -85,7 +85,7 @@ class FinetuneSettings:
     energy_weight: float = 10.0
     force_weight: float = 1.0
     stress_weight: float = 80.0
-    patience: int = 6
+    patience: int = 4
     seed: int = 0
     dtype: str = "float32"
 

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict:predict", "Predict a property of the crystals in files."),
     "generate": ("generate:generate", "Generate crystals for a target property."),
     "elastic": ("elastic:elastic", "Relax crystals and calculate their elastic tensors."),
+    "train-mlip": ("train_mlip:train_mlip", "Fine-tune a machine-learned potential on the labels of a campaign."),
     "metrics": ("metrics:metrics", "Measure validity, uniqueness, novelty and target error of crystals in a file."),
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),
 }
