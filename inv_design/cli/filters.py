@@ -67,6 +67,36 @@ def sort_keys(texts: Iterable[str], fields: Mapping[str, type | None]) -> list[t
     return keys
 
 
+def pareto_keys(text: str, fields: Mapping[str, type | None]) -> list[tuple[str, bool]]:
+    """Return (field, whether more of it is better) for ``K,G,-density``; a minus means that less is better.
+
+    Raises
+    ------
+    click.BadParameter
+        If a field is unknown or holds no numbers, or none is given.
+    """
+    keys = []
+    for part in (part.strip() for part in text.split(",")):
+        if part:
+            field = field_name(part.lstrip("+-"), fields, option="--pareto")
+            if fields[field] in (str, bool):
+                raise click.BadParameter(
+                    f"{field} holds no numbers; give fields such as K,G,-density", param_hint="--pareto"
+                )
+            keys.append((field, not part.startswith("-")))
+    if not keys:
+        raise click.BadParameter("no field; give for example K,G,-density, or objectives", param_hint="--pareto")
+    return keys
+
+
+def field_value(document: Mapping[str, Any], field: str) -> float | None:
+    """Return the number at a dotted field of a document, ``None`` if there is none."""
+    value: Any = document
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def field_name(name: str, fields: Mapping[str, type | None], *, option: str) -> str:
     """Return the stored name of a field.
 
@@ -78,6 +108,8 @@ def field_name(name: str, fields: Mapping[str, type | None], *, option: str) -> 
     full = ALIASES.get(name, name)
     if full in fields:
         return full
+    if f"properties.{full}" in fields:  # the campaign's own
+        return f"properties.{full}"
     close = nearest(name, [*ALIASES, *fields])
     if close.startswith("; known"):  # the whole list would be no help
         close = f"; known: {', '.join(sorted(f for f in fields if '.' not in f))}"

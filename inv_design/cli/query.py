@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,25 @@ import click
 
 from inv_design.cli import render
 from inv_design.cli.errors import NothingMatched
-from inv_design.cli.filters import element_filter, known_fields, sort_keys, where_filter
+from inv_design.cli.filters import (
+    element_filter,
+    field_value,
+    known_fields,
+    pareto_keys,
+    sort_keys,
+    where_filter,
+)
 from inv_design.cli.inputs import parse_elements
 from inv_design.cli.options import Settings, campaign_options, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import TextIO
 
 FORMATS = ("table", "json", "csv", "extxyz", "cif")
 SUFFIX_FORMATS = {".json": "json", ".csv": "csv", ".extxyz": "extxyz", ".xyz": "extxyz", ".cif": "cif", ".zip": "cif"}
 TABLE_LIMIT = 50
+PAGE = 500
 SAMPLE = 300
 """Documents that are looked at for the names of nested fields."""
 
@@ -40,6 +49,12 @@ SAMPLE = 300
 )
 @click.option("--round", "rounds", type=click.IntRange(min=0), multiple=True, help="Round; may be repeated.")
 @click.option("--sort", multiple=True, metavar="FIELD", help="Sort by a field, -FIELD for largest first.")
+@click.option(
+    "--pareto",
+    metavar="FIELDS",
+    help="Order by Pareto front: K,G,-density (more is better; with -, less), or 'objectives': the campaign's.",
+)
+@click.option("--fronts", type=click.IntRange(min=1), help="With --pareto: only so many fronts, 1 for the best alone.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
@@ -64,6 +79,8 @@ def query(
     status: str | None,
     rounds: tuple[int, ...],
     sort: tuple[str, ...],
+    pareto: str | None,
+    fronts: int | None,
     limit: int | None,
     skip: int,
     form: str | None,
@@ -71,8 +88,12 @@ def query(
 ) -> None:
     """List candidates that match conditions.
 
-    Conditions are joined by "and". Exit code 3 if nothing matches.
+    Conditions are joined by "and". With --pareto, each candidate has its front among all that match (pareto_rank, 0
+    the best: no other is at least as good in all fields and better in one; null without all the values), and --sort
+    orders within a front. Exit code 3 if nothing matches.
     """
+    if fronts and not pareto:
+        raise click.UsageError("--fronts needs --pareto FIELDS, such as --pareto K,-density")
     form = form or (
         "json" if settings.as_json else SUFFIX_FORMATS.get(output.suffix.lower(), "cif") if output else "table"
     )
@@ -99,12 +120,16 @@ def query(
     keys = [*(sort_keys(sort, fields) or [("round", 1)]), ("candidate_id", 1)]  # ties in a fixed order
     if limit is None:
         limit = TABLE_LIMIT if form == "table" else 0
-    cursor = collection.find(wanted, {"_id": 0}).sort(keys).skip(skip).limit(limit)
-    documents = list(cursor)
+    if pareto:
+        criteria = pareto_criteria(pareto, fields, name)
+        documents, total = ranked(collection, wanted, keys, criteria, fronts=fronts, skip=skip, limit=limit)
+    else:
+        criteria = []
+        documents = list(collection.find(wanted, {"_id": 0}).sort(keys).skip(skip).limit(limit))
+        total = collection.count_documents(wanted) if documents else 0
     if not documents:
         raise NothingMatched(nothing(collection, name, wanted, skip))
-    write(documents, form, output)
-    total = collection.count_documents(wanted)
+    write(documents, form, output, columns=[field for field, _ in criteria])
     if total > len(documents):
         render.say(f"{len(documents)} of {total} candidates; --limit 0 shows all, --skip the next ones")
 
@@ -131,6 +156,64 @@ def summary_fields(collection: Any, campaign: str) -> dict[str, type | None]:
     return known_fields(declared, sample)
 
 
+def pareto_criteria(text: str, fields: dict[str, type | None], campaign: str) -> list[tuple[str, Callable[..., float]]]:
+    """Return (field, its number -> what is to be small) of ``K,G,-density`` or of the campaign's objectives.
+
+    Raises
+    ------
+    click.BadParameter
+        If a field is unknown or holds no numbers.
+    """
+    if text.strip() != "objectives":
+        return [(field, (lambda x: -x) if more else (lambda x: x)) for field, more in pareto_keys(text, fields)]
+    from inv_design.config import CampaignConfig
+    from stores.documents import Campaign
+
+    config = CampaignConfig.model_validate(Campaign.objects(name=campaign).first().to_mongo().to_dict()["config"])
+    return [(f"properties.{o.name}", o.badness) for o in config.objectives]
+
+
+def ranked(
+    collection: Any,
+    wanted: dict[str, Any],
+    keys: list[tuple[str, int]],
+    criteria: Sequence[tuple[str, Callable[..., float]]],
+    *,
+    fronts: int | None,
+    skip: int,
+    limit: int,
+) -> tuple[list[dict[str, Any]], int]:
+    """Return (the summaries that match, the first Pareto front first, each with ``pareto_rank``; how many there are).
+
+    Parameters
+    ----------
+    keys
+        Order within a front.
+    criteria
+        Field -> its number -> what is to be small.
+    fronts
+        Only so many of them; those without all the values are then left out.
+    """
+    from inv_design.metrics.pareto import pareto_ranks
+
+    shown = {"_id": 0, "candidate_id": 1} | {field: 1 for field, _ in criteria}
+    found = list(collection.find(wanted, shown).sort(keys))
+    points = []
+    for document in found:
+        values = [field_value(document, field) for field, _ in criteria]
+        points.append([math.nan if v is None else bad(v) for v, (_, bad) in zip(values, criteria, strict=True)])
+    ranks = {d["candidate_id"]: r if r >= 0 else None for d, r in zip(found, pareto_ranks(points), strict=True)}
+    order = sorted(ranks, key=lambda identity: math.inf if (rank := ranks[identity]) is None else rank)
+    if fronts:
+        order = [i for i in order if (rank := ranks[i]) is not None and rank < fronts]
+    page = order[skip : skip + limit if limit else None]
+    documents = {}
+    for start in range(0, len(page), PAGE):
+        for document in collection.find({"candidate_id": {"$in": page[start : start + PAGE]}}, {"_id": 0}):
+            documents[document["candidate_id"]] = document
+    return [{**documents[i], "pareto_rank": ranks[i]} for i in page if i in documents], len(order)
+
+
 def nothing(collection: Any, campaign: str, wanted: dict[str, Any], skip: int) -> str:
     """Return the line for a query without result: which of the conditions leave nothing."""
     total = collection.count_documents({"campaign": campaign})
@@ -141,20 +224,20 @@ def nothing(collection: Any, campaign: str, wanted: dict[str, Any], skip: int) -
     return f"no candidate matches; campaign {campaign!r} has {total}"
 
 
-def write(documents: list[dict[str, Any]], form: str, output: Path | None) -> None:
-    """Write summaries in a format to a file or to standard output."""
+def write(documents: list[dict[str, Any]], form: str, output: Path | None, *, columns: Sequence[str] = ()) -> None:
+    """Write summaries in a format to a file or to standard output; a table has further ``columns``."""
     if form in ("extxyz", "cif"):
         write_crystals(documents, form, output)
     elif output is None:
-        _write_text(documents, form, sys.stdout)
+        _write_text(documents, form, sys.stdout, columns=columns)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("w", newline="") as file:
-            _write_text(documents, form, file)
+            _write_text(documents, form, file, columns=columns)
         render.say(f"wrote {len(documents)} candidates to {output}")
 
 
-def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO) -> None:
+def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO, *, columns: Sequence[str]) -> None:
     if form == "json":
         stream.write(json.dumps(render.plain(documents), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
     elif form == "csv":
@@ -163,22 +246,28 @@ def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO) -> N
         writer.writeheader()
         writer.writerows(rows)
     elif stream is sys.stdout:
-        show_table(documents)
+        show_table(documents, fields=columns)
     else:
         raise click.UsageError("a table goes to the terminal; choose --format json or csv for a file")
 
 
-def show_table(documents: list[dict[str, Any]]) -> None:
-    """Print one line per candidate."""
-    columns = ("id", "formula", "K (GPa)", "by", "stage", "status", "round", "space group", "Born", "reason")
+def show_table(documents: list[dict[str, Any]], *, fields: Sequence[str] = ()) -> None:
+    """Print one line per candidate, with its Pareto front and the fields that decided it, if any."""
+    further = {f.removeprefix("properties."): f for f in fields if not f.endswith("bulk_modulus_vrh")}
+    fronts = ("front",) if fields else ()
+    columns = (
+        "id", "formula", "K (GPa)", "by", *further, *fronts, "stage", "status", "round", "space group", "Born",
+        "reason",
+    )  # fmt: skip
     rows = [
         (
             d.get("candidate_id"), d.get("formula"), modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"),
+            *(number(field_value(d, field)) for field in further.values()), *(d.get("pareto_rank") for _ in fronts),
             d.get("stage"), d.get("status"), d.get("round"), spacegroup(d), d.get("born_stable"), d.get("reason"),
         )
         for d in documents
     ]  # fmt: skip
-    render.table(rows, columns, right=("round", "K (GPa)"), cut="reason")
+    render.table(rows, columns, right=("round", "K (GPa)", *further, *fronts), cut="reason")
 
 
 def spacegroup(document: dict[str, Any]) -> str:
@@ -192,6 +281,11 @@ def spacegroup(document: dict[str, Any]) -> str:
 def modulus(value: float | None) -> str:
     """Return a modulus with one decimal, or ``-``."""
     return "-" if value is None else f"{value:.1f}"
+
+
+def number(value: float | None) -> str:
+    """Return a number with four figures, or ``-``."""
+    return "-" if value is None else f"{value:.4g}"
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

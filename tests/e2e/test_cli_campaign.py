@@ -96,6 +96,10 @@ def test_query_without_match_is_exit_code_3(inv_design: Run) -> None:
         (["-w", "stages.mlip.born_stabl=true"], "did you mean 'stages.mlip.born_stable'?"),
         (["--sort", "-nosuchfield"], "unknown field"),
         (["-w", "K>high"], "'high' is no number"),
+        (["--pareto", "K,-formula"], "formula holds no numbers"),
+        (["--pareto", "K,dens"], "did you mean 'density'?"),
+        (["--pareto", ","], "K,G,-density"),
+        (["--fronts", "1"], "--fronts needs --pareto"),
         (["--elements", "Xx"], "'Xx' is neither an element"),
         (["--elements", "metals"], "give element symbols"),
         (["--format", "cif"], "-o FOLDER"),
@@ -107,6 +111,37 @@ def test_wrong_queries_are_exit_code_2_with_the_cure(inv_design: Run, args: list
     assert result.exit_code == 2, result.output
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        # stiff and light, by hand: densities of these B2 cells fall from Re-W to Al-Ni
+        (["--pareto", "K,-density", "--stage", "dft", "--sort", "-K"], None),
+        (["--pareto", "K", "--fronts", "1"], [("OsW", 0)]),
+        (["--pareto", "K", "--skip", "1", "--limit", "2"], [("TaOs", 1), ("ReW", 2)]),
+        (["--pareto", "-target_error", "--fronts", "2"], [("TaOs", 0), ("OsW", 1)]),
+        (["--pareto", "objectives", "--fronts", "1", "--stage", "dft"], [("TaOs", 0)]),
+        (["--pareto", "K,G", "--stage", "predictor", "--any-of", "Ag"], [("MgAg", None)]),
+    ],
+)
+def test_query_by_pareto_front(inv_design: Run, args: list[str], expected: list[tuple[str, int]] | None) -> None:
+    found = json.loads(inv_design("query", "--json", *args).stdout)
+    if expected is None:
+        points = [(d["bulk_modulus_vrh"], -d["density"]) for d in found]
+        beaten = [any(a >= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+        assert [d["pareto_rank"] > 0 for d in found] == beaten
+        assert [d["pareto_rank"] for d in found] == sorted(d["pareto_rank"] for d in found)
+    else:
+        assert [(d["formula"], d["pareto_rank"]) for d in found] == expected
+
+
+def test_query_shows_the_front_and_its_fields_in_the_table(inv_design: Run) -> None:
+    header, first, *_ = inv_design("query", "--pareto", "K,-density", "--fronts", "1").stdout.splitlines()
+    assert "density" in header
+    assert "front" in header
+    assert " 0 " in first
+    assert "pareto_rank" not in inv_design("query", "--json", "--limit", "1").stdout
 
 
 def test_query_as_csv_has_dotted_columns(inv_design: Run) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from inv_design.cli.filters import element_filter, known_fields, sort_keys, where_filter
+from inv_design.cli.filters import element_filter, field_value, known_fields, pareto_keys, sort_keys, where_filter
 
 FIELDS: dict[str, type | None] = {
     "bulk_modulus_vrh": float,
@@ -99,3 +99,17 @@ def test_fields_of_documents_are_known_with_their_type() -> None:
     assert known["bulk_modulus_vrh"] is float
     assert "_id" not in known
     assert not any("provenance" in name for name in known)
+
+
+def test_own_properties_are_found_by_their_name() -> None:
+    fields = {**FIELDS, "properties": None, "properties.hardness": float}
+    assert where_filter(["hardness>10"], fields) == {"properties.hardness": {"$gt": 10}}
+    assert sort_keys(["-hardness"], fields) == [("properties.hardness", -1)]
+    assert pareto_keys("K,-hardness", fields) == [("bulk_modulus_vrh", True), ("properties.hardness", False)]
+
+
+def test_the_number_at_a_dotted_field() -> None:
+    document = {"properties": {"hardness": 3}, "born_stable": True, "formula": "ReW"}
+    assert field_value(document, "properties.hardness") == 3.0
+    for field in ("born_stable", "formula", "properties.x", "nothing.at.all"):
+        assert field_value(document, field) is None

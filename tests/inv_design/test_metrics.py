@@ -165,6 +165,18 @@ def test_pareto_front_is_that_of_all_pairs(points):
     assert pareto_front(points) == [i for i in range(len(table)) if not dominated(table, i)]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), max_size=25))
+def test_each_rank_is_the_front_of_what_the_ranks_before_it_leave(points):
+    left, rank = list(range(len(points))), 0
+    ranks = pareto_ranks(points)
+    while left:
+        front = {left[i] for i in pareto_front([points[j] for j in left])}
+        assert {i for i in left if ranks[i] == rank} == front
+        left = [i for i in left if i not in front]
+        rank += 1
+
+
 def test_pareto_directions_ranks_and_nan():
     points = [[350, 1], [300, 0.5], [360, 2], [math.nan, 0], [290, 3]]
     assert pareto_front(points, maximise=[True, False]) == [0, 1, 2]
