@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING, Any
 from builders.base import CampaignBuilder, one_line
 from builders.training_members import training_set_ids
 from inv_design.metrics.campaign import element_enrichment, element_shares, funnel, hit_rate, target_errors
+from inv_design.metrics.elements import STAGE_NAMES, bias_warnings, stage_shares
 from stores.protocol import content_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     Document = dict[str, Any]
 
 FIELDS = [
     "candidate_id", "input_hash", "round", "structure_id", "stage", "status", "stages", "reasons", "elements", "hit",
-    "duplicate_of",
+    "duplicate_of", "formula",
 ]  # fmt: skip
+
+_backgrounds: dict[str, list[dict[str, float]]] = {}
+"""Training set id -> element -> atoms of each of its crystals: content, read once in a process."""
 
 
 class CampaignMetricsBuilder(CampaignBuilder):
     """Derives ``campaign_metrics`` from the candidate summaries, training sets, models and evaluations."""
 
-    version = "1"
+    version = "2"
 
     @classmethod
     def source_keys(cls) -> dict[str, str]:
@@ -104,8 +108,16 @@ class CampaignMetricsBuilder(CampaignBuilder):
             "labels_by_method": document.get("labels_by_method", {}),
             "splits": dict(Counter(m["split"] for m in members)),
             "excluded": len(document.get("excluded", [])),
+            "excluded_reasons": dict(Counter(reason_kind(e["reason"]) for e in document.get("excluded", []))),
             "elements": [m["chemsys"].split("-") for m in members],
+            "formulas": self._formulas(str(identity), [m["structure_id"] for m in members]),
         }
+
+    def _formulas(self, identity: str, members: list[str]) -> list[dict[str, float]]:
+        if identity not in _backgrounds:
+            found = self.fetch("structures", "structure_id", members, properties={"structure_id": 1, "formula": 1})
+            _backgrounds[identity] = [amounts(s["formula"]) for s in found]
+        return _backgrounds[identity]
 
 
 def input_hash(item: Mapping[str, Any], version: str) -> str:
@@ -117,16 +129,51 @@ def input_hash(item: Mapping[str, Any], version: str) -> str:
     return content_id("h", [settings, summaries, models, evaluations])
 
 
+def amounts(formula: str) -> dict[str, float]:
+    """Return element -> number of atoms of a formula."""
+    from pymatgen.core import Composition
+
+    return {str(symbol): float(n) for symbol, n in Composition(formula).get_el_amt_dict().items()}
+
+
+def reason_kind(reason: str) -> str:
+    """Return a reason of exclusion without its details, to be counted."""
+    return "label out of range" if reason.startswith("label ") else reason.split(":", maxsplit=1)[0]
+
+
+def crystals_by_stage(summaries: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Return stage -> element -> atoms, of the candidates that were generated, passed each stage, were labelled, hit.
+
+    A duplicate counts where it was generated, as it tells what the generator makes.
+    """
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in STAGE_NAMES if name != "training_set"}
+    for summary in summaries:
+        if not summary.get("formula"):
+            continue
+        formula = amounts(summary["formula"])
+        stages["generated"].append(formula)
+        for stage in ("predictor", "mlip"):
+            if ((summary.get("stages") or {}).get(stage) or {}).get("status") == "passed":
+                stages[stage].append(formula)
+        if summary.get("hit") is not None:
+            stages["labelled"].append(formula)
+        if summary.get("hit"):
+            stages["hits"].append(formula)
+    return stages
+
+
 def round_metrics(item: Mapping[str, Any]) -> Document:
     """Return the metrics of one round from its summaries, models, evaluations and training set (plain records).
 
     Shares and errors are relative, moduli in GPa. ``element_enrichment`` compares the candidates that passed the last
-    stage with results against the training set.
+    stage with results against the training set, by crystals that contain an element; ``elements`` compares every stage,
+    by atoms, and ``warnings`` says which elements are too many or too enriched (:mod:`inv_design.metrics.elements`).
     """
     summaries, training_set = item["summaries"], item["training_set"]
     known = [s["elements"] for s in summaries if s.get("elements")]
     background = (training_set or {}).get("elements", [])
     stage, chosen = _last_passed(summaries)
+    elements = stage_shares(crystals_by_stage(summaries), (training_set or {}).get("formulas", []))
     return {
         "target": item["target"],
         "generated": len(summaries),
@@ -138,8 +185,10 @@ def round_metrics(item: Mapping[str, Any]) -> Document:
         "element_shares": element_shares(known) if known else {},
         "element_enrichment": element_enrichment(chosen, background) if chosen else {},
         "enriched_stage": stage,
+        "elements": elements,
+        "warnings": bias_warnings(elements),
         "training_set_id": item["training_set_id"],
-        "training_set": {k: v for k, v in (training_set or {}).items() if k != "elements"} or None,
+        "training_set": {k: v for k, v in (training_set or {}).items() if k not in ("elements", "formulas")} or None,
         "models": [{k: m.get(k) for k in ("model_id", "kind", "name", "metrics")} for m in item["models"]],
         "evaluations": [
             {k: e.get(k) for k in ("target", "judge", "n", "median", "mean_relative_error")}

@@ -48,12 +48,22 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
     return {
         "campaign": name,
         "targets": campaign.get("targets", {}),
+        "objectives": objective_records(campaign),
         "unit": "GPa",
+        "chemistry": (campaign.get("config") or {}).get("chemistry") or {},
         "database": connection.uri_redacted,
         "rounds_planned": (campaign.get("config") or {}).get("rounds"),
         "rounds": rounds,
         "launchpad": launchpad_record(connection, name),
     }
+
+
+def objective_records(campaign: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a campaign wants, one record per property with its unit and a ``text`` for people."""
+    from inv_design.objective import objectives_of
+
+    own = (campaign.get("config") or {}).get("properties") or {}
+    return [{**o.record(), "text": o.text} for o in objectives_of(campaign.get("targets", {}), own=own)]
 
 
 def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
@@ -87,9 +97,11 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
     from rich.text import Text
 
     out = render.console()
-    targets = ", ".join(f"{name} {value:g} {record['unit']}" for name, value in record["targets"].items())
+    targets = ", ".join(f"{o['property']} {o['text']}" for o in record["objectives"])
     planned = record["rounds_planned"]
     out.print(Text.assemble((record["campaign"], "bold"), f"  {targets}  {record['database']}"))
+    if verbose and (line := chemistry_line(record["chemistry"])):
+        out.print(Text(line))
     if not record["rounds"]:
         out.print("no round yet; `inv-design run` starts the first")
     for item in record["rounds"]:
@@ -103,6 +115,8 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
         render.table(funnel_rows(item), ("stage", *COUNTS, "why not"), right=COUNTS)
         for line in notes(item, verbose=verbose):
             out.print(Text(f"  {line}"))
+        for line in warnings(item) if verbose else ():
+            out.print(Text(f"  warning: {line}", "yellow"))
     show_launchpad(record["launchpad"])
 
 
@@ -138,6 +152,10 @@ def notes(item: dict[str, Any], *, verbose: int) -> list[str]:
         lines.append(f"hits: {hits['hits']} of {hits['labelled']} labelled ({100 * hits['per_label']:.0f} %)")
     lines += [f"{model['kind']}: {model['name']} {model['model_id']}" for model in item.get("models") or []]
     if verbose:
+        excluded = (item.get("training_set") or {}).get("excluded_reasons") or {}
+        if excluded:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in excluded.items())
+            lines.append(f"labels that the training set leaves out: {sum(excluded.values())} ({reasons})")
         for judge, error in (item.get("target_error") or {}).items():
             if error.get("n"):
                 off = 100 * error["mean_relative_error"]
@@ -147,6 +165,29 @@ def notes(item: dict[str, Any], *, verbose: int) -> list[str]:
                 off = 100 * e["mean_relative_error"]
                 judged = f"{e['judge']}, n = {e['n']}"
                 lines.append(f"generator at {e['target']:g} GPa: median {e['median']:.0f}, {off:.0f} % off ({judged})")
+    return lines
+
+
+def chemistry_line(chemistry: dict[str, Any]) -> str:
+    """Return what a campaign says of elements: those excluded, and the costs."""
+    parts = []
+    if chemistry.get("exclude"):
+        parts.append(f"excluded: {', '.join(chemistry['exclude'])}")
+    if chemistry.get("cost"):
+        costs = ", ".join(f"{symbol} {value:g}" for symbol, value in sorted(chemistry["cost"].items()))
+        parts.append(f"cost by {chemistry.get('cost_by', 'atoms')}: {costs}")
+    return "; ".join(parts)
+
+
+def warnings(item: dict[str, Any]) -> list[str]:
+    """Return one line per element that a round favours too much, with the stages in which it does."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for warning in item.get("warnings") or []:
+        stages.setdefault(warning["element"], []).append(warning)
+    lines = []
+    for found in stages.values():
+        more = f"; so in {len(found) - 1} more stage{'s' * (len(found) > 2)}" if len(found) > 1 else ""
+        lines.append(f"{found[0]['message']}{more}")
     return lines
 
 

@@ -632,3 +632,59 @@ def test_the_queue_serves_the_front_first(db):
     build_campaign(NAME)
     # all three have K in range, Ru-Mo is the lightest, and Re-Ru the dearest and heaviest
     assert queue(db, "dft")[0] == ids[2]
+
+
+# -- which elements a round favours -----------------------------------------------------------------------------------
+
+
+def test_element_shares_of_every_stage_and_their_warnings(db):
+    start()
+    build_training_set(NAME, 0)  # Re-W and Al-Ni
+    partners = ["Ru", "Ir", "Mo", "Rh", "Ta", "Nb", "V"]
+    ids = add([b2("Re", m, 3.0 + 0.05 * i) for i, m in enumerate(partners)])
+    for identity in ids[:6]:
+        predict(db, identity, 345.0)
+    predict(db, ids[6], 100.0)
+    for identity in ids[:2]:
+        relax(db, identity, 345.0)
+    label(db, ids[0], 345.0)
+    label(db, ids[1], 100.0)
+    build_campaign(NAME)
+    metrics = db.db["campaign_metrics"].find_one({"campaign": NAME, "round": 0})
+    elements = metrics["elements"]
+    assert {k: v["n"] for k, v in elements.items()} == {
+        "training_set": 2, "generated": 7, "predictor": 6, "mlip": 2, "labelled": 2, "hits": 1,
+    }  # fmt: skip
+    assert elements["training_set"]["shares"] == {"Al": 0.25, "Ni": 0.25, "Re": 0.25, "W": 0.25}
+    assert elements["generated"]["shares"]["Re"] == pytest.approx(0.5)
+    assert elements["generated"]["enrichment"]["Re"] == pytest.approx(2.0, rel=0.1)
+    assert elements["hits"]["shares"] == {"Re": 0.5, "Ru": 0.5}
+    # stages of fewer than five crystals are not judged
+    assert {(w["stage"], w["element"]) for w in metrics["warnings"]} == {("generated", "Re"), ("predictor", "Re")}
+
+
+def test_excluded_labels_are_counted_by_reason_and_stay_in_the_database(db):
+    """Only trusted labels train: what is left out is a record with its reason, and its calculation stays."""
+    from stores.documents import TrainingSet
+
+    start()
+    ids = add([b2("Re", m) for m in ("Ru", "Ir", "Mo", "Rh")])
+    label(db, ids[0], 345.0)
+    label(db, ids[1], 340.0, flags=["eos_residual"])
+    label(db, ids[2], 340.0, flags=["minimum_outside_range", "shear_modulus_out_of_bounds"])
+    label(db, ids[3], None)
+    identity = build_training_set(NAME, 1)
+    document = TrainingSet.objects(training_set_id=identity).first()
+    learned = {m["structure_id"] for m in document.load_members()}
+    assert structure_of(db, ids[0]) in learned
+    assert not learned & {structure_of(db, i) for i in ids[1:]}
+    found = {e["structure_id"]: e["reason"] for e in document.excluded}
+    assert found == {
+        structure_of(db, ids[1]): "quality flags: eos_residual",
+        structure_of(db, ids[2]): "quality flags: minimum_outside_range",
+        structure_of(db, ids[3]): "calculation failed: no minimum",
+    }
+    assert db.db["calculations"].count_documents({"method": "surrogate"}) == 4
+    build_campaign(NAME)
+    metrics = db.db["campaign_metrics"].find_one({"campaign": NAME, "round": 1})
+    assert metrics["training_set"]["excluded_reasons"] == {"quality flags": 2, "calculation failed": 1}
