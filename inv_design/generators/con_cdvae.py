@@ -11,33 +11,39 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
+from inv_design.generators.conditions import (
+    DERIVED,
+    LINEAR,
+    SUPPLIED,
+    Conditions,
+    crystal_system,
+    feature_size,
+)
 from inv_design.generators.crystals import (
-    ELEMENTS,
     CanonicalCrystal,
     canonical_crystal,
     element_features,
     fit_atomic_volumes,
     padded_numbers,
-    species_order,
 )
 from inv_design.generators.diffusion import LatentDiffusion, sample_coordinates, score_norm
+from inv_design.generators.drafts import Drafting, Drafts, atomic_radii
+from inv_design.generators.forms import Form, SeenForms, forms_of
 from inv_design.generators.known_crystals import KnownCrystals, plain_crystal
-from inv_design.generators.networks import Networks, Prior, Shapes, anchor_coordinates
+from inv_design.generators.networks import Networks, Prior, Shapes
 from inv_design.generators.property_model import PropertyModel, count_elements
 from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
 from inv_design.generators.repair import contact_ratios, push_apart, symmetrised
+from inv_design.generators.settings import ConCDVAESettings
 from inv_design.generators.training import (
-    BUCKETS,
     LatentBasis,
     Latents,
-    LossWeights,
     Part,
     Scaling,
     Substitutions,
@@ -52,170 +58,18 @@ from inv_design.generators.training import (
     validate_heads,
     volumes_of,
 )
-from inv_design.structures.validity import geometry_reasons, metallic_radius
+from inv_design.structures.validity import geometry_reasons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pymatgen.core import Structure
     from torch import Tensor
 
     from inv_design.generators.protocol import Progress
 
-RANKINGS = ("decoded", "latent")
-
-
-@dataclass(frozen=True)
-class ConCDVAESettings:
-    """Settings of the generator.
-
-    Attributes
-    ----------
-    latent_filter
-        N of the N:1 filter: of N draws of the prior the one with the best predicted property is decoded; 1: no filter.
-    rank_with
-        What predicts: ``"decoded"`` the property model on the composition and lattice that the heads make of the latent
-        vector; ``"latent"`` the predictor on the latent vector, as in the paper. The latter is fooled: at 20:1 it was
-        measured to bring no gain, where the former cut the predicted error to a tenth (see the model card).
-    guidance
-        Classifier-free guidance of prior and composition: 1 follows the condition as trained, above 1 more strongly.
-    decoder_calls
-        Calls of the denoising decoder per crystal.
-    prior_calls
-        Calls of the prior per latent vector.
-    temperature
-        Factor on the noise that the coordinate sampler puts back.
-    species_temperature
-        Divides the logits of the species; below 1 the likeliest species of a latent vector prevail.
-    shape_temperature
-        The same for the number of atoms and the stoichiometry, which must agree with the latent vector's lattice.
-    lookahead
-        Width in ln of the property within which a new species must bring the crystal to the target; ``None`` leaves the
-        species to the composition head alone.
-    volume_correction
-        Share of the volume (in logarithms) that comes from the property model's volume instead of the lattice head.
-    caution
-        Weight of the property model's standard deviation in the ranking.
-    max_sites
-        Largest number of sites in a cell.
-    max_species
-        Largest number of species in a sample; ``None`` takes the largest of the training set.
-    symmetrise
-        Whether the symmetry that a sample nearly has is made exact.
-    unique
-        Whether samples of one call must differ from each other.
-    novel
-        Whether training crystals are refused.
-    min_ratio
-        Smallest distance of a sample as a share of the sum of metallic radii.
-    min_contact
-        The same for the first guess of the coordinates, before any decoder call is spent on a crystal.
-    attempts
-        Draws allowed per wanted sample before ``sample`` gives up.
-    patience
-        Refusals of a composition in a rough cell (known, or drawn before) after which it is left out.
-    variety
-        Cost (in ln of the property) in the ranking of a composition for every time it was drawn or known before.
-    finetune_steps
-        Optimiser steps of the first step in ``finetune``; 0.6 times as many follow for the decoder, 1.6 for the prior.
-    finetune_share, finetune_boost
-        Largest share of new crystals among the draws of ``finetune``, and how much oftener than an old one a new one is
-        drawn below that.
-    joint_steps, decoder_steps, prior_steps
-        Optimiser steps of the first step, of the decoder alone with the encoder frozen, and of the prior.
-    batch, rate
-        Crystals per step and the highest learning rate.
-    condition_dropout
-        Share of crystals trained without their condition (for guidance).
-    substitution
-        Share of training crystals whose lattice and coordinates are learned with other elements of like size.
-    validation
-        Share of crystals held out to stop the heads early.
-    natoms_weight ... kl_weight
-        Weights of the losses (Li et al. 2025).
-    """
-
-    latent_filter: int = 20
-    rank_with: str = "decoded"
-    guidance: float = 1.5
-    decoder_calls: int = 30
-    prior_calls: int = 25
-    temperature: float = 1.0
-    species_temperature: float = 1.0
-    shape_temperature: float = 0.3
-    lookahead: float | None = 0.03
-    volume_correction: float = 0.8
-    caution: float = 1.0
-    max_sites: int = 20
-    max_species: int | None = None
-    symmetrise: bool = True
-    unique: bool = True
-    novel: bool = True
-    min_ratio: float = 0.75
-    min_contact: float = 0.8
-    attempts: int = 30
-    patience: int = 2
-    variety: float = 0.01
-    joint_steps: int = 1600
-    decoder_steps: int = 1800
-    prior_steps: int = 8000
-    finetune_steps: int = 250
-    finetune_share: float = 0.3
-    finetune_boost: float = 4.0
-    batch: int = 96
-    rate: float = 2e-3
-    condition_dropout: float = 0.2
-    substitution: float = 0.5
-    validation: float = 0.08
-    natoms_weight: float = 1.0
-    coords_weight: float = 10.0
-    species_weight: float = 1.0
-    lattice_weight: float = 10.0
-    composition_weight: float = 1.0
-    property_weight: float = 3.0
-    kl_weight: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.rank_with not in RANKINGS:
-            raise ValueError(f"rank_with is {self.rank_with!r}; it must be one of {', '.join(RANKINGS)}")
-        if self.latent_filter < 1 or self.decoder_calls < 1 or self.prior_calls < 1:
-            raise ValueError(
-                "latent_filter, decoder_calls and prior_calls must be at least 1, not "
-                f"{self.latent_filter}, {self.decoder_calls} and {self.prior_calls}"
-            )
-
-    def loss_weights(self) -> LossWeights:
-        """Return the weights of the losses."""
-        return LossWeights(
-            natoms=self.natoms_weight,
-            coords=self.coords_weight,
-            species=self.species_weight,
-            lattice=self.lattice_weight,
-            composition=self.composition_weight,
-            property=self.property_weight,
-            kl=self.kl_weight,
-        )
-
-
-@dataclass
-class _Drafts:
-    """Decoded compositions and lattices: numbers (m, n), lengths and angles (m, 3), property, spread, conditioned z."""
-
-    numbers: Tensor
-    lengths: Tensor
-    angles: Tensor
-    predicted: np.ndarray
-    deviation: np.ndarray
-    zc: Tensor
-
-    def rows(self, index: np.ndarray) -> _Drafts:
-        i = torch.as_tensor(index, dtype=torch.long)
-        return _Drafts(
-            self.numbers[i], self.lengths[i], self.angles[i], self.predicted[index], self.deviation[index], self.zc[i]
-        )
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+MIN_LABELS = 30  # crystals that must have a property before a sample can be asked for it
+MIN_VALUE = 1.0  # GPa
 
 
 class ConCDVAE(SavedAsBytes):
@@ -235,7 +89,9 @@ class ConCDVAE(SavedAsBytes):
         self.elements: tuple[str, ...] = ()
         self.species_limits = (1, 2)
         self._fitted = False
-        self._remembered: dict[float, float] = {}
+        self.conditions: Conditions | None = None
+        self.models: dict[str, PropertyModel] = {}
+        self.remembered: dict[str, dict[float, float]] = {}
 
     # ---- training ----
 
@@ -245,23 +101,27 @@ class ConCDVAE(SavedAsBytes):
         values: Sequence[float],
         *,
         property: str = "bulk_modulus_vrh",
+        further: Mapping[str, Sequence[float]] | None = None,
         seed: int = 0,
         budget: float | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
         """Train from scratch (see :class:`~inv_design.generators.protocol.Generator`).
 
-        Crystals with more than ``max_sites`` sites in the primitive cell are left out.
+        Crystals with more than ``max_sites`` sites in the primitive cell are left out. ``further`` maps the names of
+        :data:`~inv_design.generators.conditions.SUPPLIED` to one value per crystal, NaN where unknown; the prior learns
+        them as conditions, beside those that follow from the crystals.
         """
-        crystals, targets = self._canonical(structures, values)
+        crystals, targets, further = self._canonical(structures, values, further)
         settings, scale = self.settings, 1.0 if budget is None else budget
-        self._fitted, self._remembered = False, {}
+        self._fitted, self.remembered = False, {}
         held = _held_out(len(crystals), settings.validation, seed)
         trained = np.setdiff1d(np.arange(len(crystals)), held)
         volumes = fit_atomic_volumes(crystals)
         self.property = property
         self.scaling = Scaling.fit(crystals, targets, volumes)
         self._describe(crystals, targets)
+        self.conditions = Conditions.of(crystals, further)
         torch.manual_seed(seed)
         features = torch.tensor(element_features(), dtype=torch.float32)
         self.networks = Networks(Shapes(max_sites=settings.max_sites, element_features=features.shape[1]), features)
@@ -273,6 +133,7 @@ class ConCDVAE(SavedAsBytes):
         metrics = self._train(parts, tests, steps, rate=settings.rate, seed=seed, ticker=_Ticker(sum(steps), progress))
         counts = count_elements(padded_numbers(crystals))
         self.property_model = PropertyModel.fit(counts, volumes_of(crystals), targets, volumes, seed=seed)
+        self._fit_models(seed)
         self._fitted = True
         return metrics | {"crystals": float(len(crystals)), "parameters": float(self.parameter_count())}
 
@@ -283,6 +144,7 @@ class ConCDVAE(SavedAsBytes):
         *,
         replay_structures: Sequence[Structure] = (),
         replay_values: Sequence[float] = (),
+        further: Mapping[str, Sequence[float]] | None = None,
         seed: int = 0,
         budget: float | None = None,
         progress: Progress | None = None,
@@ -290,20 +152,23 @@ class ConCDVAE(SavedAsBytes):
         """Continue training in place (see :class:`~inv_design.generators.protocol.Generator`).
 
         The new crystals make up ``finetune_share`` of the draws at most; the learning rate is a tenth of that of
-        ``fit``; scaling and validation are those of ``fit``; the property model is conditioned on all data.
+        ``fit``; scaling and validation are those of ``fit``; the property model is conditioned on all data. ``further``
+        are values of the new crystals as in ``fit``; those of a replay are not needed where it is the crystals carried.
         """
         if not self._fitted:
             raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file before finetune")
         settings, scale = self.settings, 1.0 if budget is None else budget
-        new, new_values = self._canonical(structures, values)
-        old, old_values = self.crystals, self.values
+        new, new_values, further = self._canonical(structures, values, further)
+        old, old_values, conditions = self.crystals, self.values, self.conditions
         if len(replay_structures):
-            old, old_values = self._canonical(replay_structures, replay_values)
+            old, old_values, _ = self._canonical(replay_structures, replay_values)
+            conditions = None if conditions is None else conditions.rows(np.zeros(0, dtype=int)).extended(old)
         crystals, targets = [*old, *new], np.concatenate([old_values, new_values])
         share = min(settings.finetune_share, settings.finetune_boost * len(new) / len(crystals))
         weights = np.concatenate(
             [np.full(len(old), (1 - share) / len(old)), np.full(len(new), share / len(new))]
         ) * len(crystals)
+        self.conditions = None if conditions is None else conditions.extended(new, further)
         steps = tuple(max(1, round(scale * settings.finetune_steps * n)) for n in (1.0, 0.6, 1.6))
         parts = make_parts(crystals, targets, self.scaling, weights)
         metrics = self._train(
@@ -312,11 +177,12 @@ class ConCDVAE(SavedAsBytes):
         self.property_model = self.property_model.extended(
             count_elements(padded_numbers(crystals)), volumes_of(crystals), targets
         )
+        self.models = self.models | {self.property: self.property_model}
         before = self.known.crystals if len(replay_structures) else []
         self._describe(crystals, targets)
         for crystal in before:  # perhaps not replayed, but still not new
             self.known.add(crystal)
-        self._remembered = {}
+        self.remembered = {}
         return metrics | {"crystals": float(len(crystals)), "new_share": share}
 
     def _train(
@@ -361,15 +227,76 @@ class ConCDVAE(SavedAsBytes):
         )  # fmt: skip
         if not self._fitted:
             self.basis = LatentBasis.fit(self.latents.mean)
-            networks.shapes = replace(networks.shapes, prior_latent=len(self.basis.directions))
-            networks.prior = Prior(networks.shapes)
-        metrics["prior_loss"] = train_prior(
-            networks, self.latents, self.diffusion, self.basis, steps=prior, batch=256, rate=rate,
-            condition_dropout=settings.condition_dropout, condition_noise=0.05, generator=generator,
-            after=lambda step: ticker(joint + alone + step, "prior"),
-        )  # fmt: skip
+            self._new_prior()
+        metrics["prior_loss"] = self._train_prior(
+            prior, rate, generator, lambda step: ticker(joint + alone + step, "prior")
+        )
         self._round()
         return metrics
+
+    def learn_conditions(
+        self,
+        further: Mapping[str, Sequence[float]] | None = None,
+        *,
+        seed: int = 0,
+        budget: float | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Train a new prior under further conditions of the crystals it carries; all other networks stay.
+
+        ``further`` has one value per crystal carried (``self.crystals``), as in :meth:`fit`.
+
+        Raises
+        ------
+        RuntimeError
+            If the generator was not fitted before.
+        """
+        if not self._fitted:
+            raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file before learn_conditions")
+        self.conditions = Conditions.of(self.crystals, further)
+        torch.manual_seed(seed)
+        self._new_prior()
+        parts = make_parts(self.crystals, self.values, self.scaling)
+        self.latents = Latents.of([part.encoded(self.networks) for part in parts])
+        steps = max(1, round((1.0 if budget is None else budget) * self.settings.prior_steps))
+        ticker = _Ticker(steps, progress)
+        generator = torch.Generator().manual_seed(seed)
+        loss = self._train_prior(steps, self.settings.rate, generator, lambda step: ticker(step, "prior"))
+        self._round()
+        self._fit_models(seed)
+        self.remembered = {}
+        return {"prior_loss": loss, "crystals": float(len(self.crystals))}
+
+    def _new_prior(self) -> None:
+        further = 0 if self.conditions is None else feature_size()
+        shapes = replace(self.networks.shapes, prior_latent=len(self.basis.directions), prior_further=further)
+        self.networks.shapes = shapes
+        self.networks.prior = Prior(shapes)
+
+    def _train_prior(self, steps: int, rate: float, generator: torch.Generator, after: Callable[[int], None]) -> float:
+        further = None
+        if self.conditions is not None and self.networks.prior.further is not None:
+            rows = self.conditions.rows(self.latents.index.numpy())
+            further = torch.as_tensor(rows.features(), dtype=torch.float32), torch.as_tensor(rows.known())
+        return train_prior(
+            self.networks, self.latents, self.diffusion, self.basis, steps=steps, batch=256, rate=rate,
+            condition_dropout=self.settings.condition_dropout, condition_noise=0.05, generator=generator,
+            further=further, after=after,
+        )  # fmt: skip
+
+    def _fit_models(self, seed: int) -> None:
+        """Fit a property model to each supplied property that enough crystals have, and keep the main one with them."""
+        self.models = {self.property: self.property_model}
+        if self.conditions is None:
+            return
+        counts, volumes = count_elements(padded_numbers(self.crystals)), volumes_of(self.crystals)
+        for name in SUPPLIED:
+            values = self.conditions.value_of(name)
+            rows = np.flatnonzero(values > MIN_VALUE)  # a modulus near zero is an instability, not a stiffness
+            if name != self.property and name not in LINEAR and len(rows) >= MIN_LABELS:
+                self.models[name] = PropertyModel.fit(
+                    counts[rows], volumes[rows], values[rows], self.property_model.volumes, seed=seed
+                )
 
     def _frozen_loss(self, swaps: Substitutions, generator: torch.Generator) -> Callable[[list[Part]], Tensor]:
         networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
@@ -390,8 +317,11 @@ class ConCDVAE(SavedAsBytes):
         return loss_of
 
     def _canonical(
-        self, structures: Sequence[Structure], values: Sequence[float]
-    ) -> tuple[list[CanonicalCrystal], np.ndarray]:
+        self,
+        structures: Sequence[Structure],
+        values: Sequence[float],
+        further: Mapping[str, Sequence[float]] | None = None,
+    ) -> tuple[list[CanonicalCrystal], np.ndarray, dict[str, list[float]]]:
         if len(structures) != len(values):
             raise ValueError(f"{len(structures)} structures but {len(values)} values; one value each is needed")
         targets = np.array(values, dtype=float)
@@ -405,7 +335,8 @@ class ConCDVAE(SavedAsBytes):
                 f"none of {len(structures)} crystals has at most max_sites = {self.settings.max_sites} sites; "
                 "raise max_sites or give smaller crystals"
             )
-        return [crystals[i] for i in kept], targets[kept]
+        chosen = {name: [float(column[i]) for i in kept] for name, column in (further or {}).items()}
+        return [crystals[i] for i in kept], targets[kept], chosen
 
     def _describe(self, crystals: Sequence[CanonicalCrystal], targets: np.ndarray) -> None:
         from pymatgen.core import Element
@@ -433,28 +364,30 @@ class ConCDVAE(SavedAsBytes):
     @torch.no_grad()
     def sample(self, n: int, condition: Condition, *, seed: int = 0, progress: Progress | None = None) -> list[Sample]:
         """Return ``n`` crystals under the condition (see :class:`~inv_design.generators.protocol.Generator`)."""
-        target, allowed = self._check(condition)
+        if not self._fitted:
+            raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file")
+        drafting = Drafting(self, condition)
         settings, started = self.settings, time.perf_counter()
         self.networks.eval()
         generator = torch.Generator().manual_seed(seed)
         accepted: list[Sample] = []
         found = KnownCrystals()
         rejected: Counter[str] = Counter()
-        seen = _Seen(self._training_forms() if settings.novel else [], settings)
+        seen = SeenForms(self._known_forms() if settings.novel else [], settings)
         draws, heat = 0, 1.0
         while len(accepted) < n and draws < settings.attempts * n:
             success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
             wanted = min(256, math.ceil(1.1 * (n - len(accepted)) / max(success, 0.2)) + 4)
             seen.strict = settings.latent_filter == 1 and draws < settings.attempts * n / 2
-            source = self if heat == 1.0 else self._heated(heat)
-            drafts = source._drafts(wanted, target, condition, allowed, generator=generator, seen=seen)
+            source = drafting if heat == 1.0 else Drafting(self._heated(heat), condition)
+            drafts = source.draw(wanted, generator=generator, seen=seen)
             before, draws = len(accepted), draws + wanted
             rejected["draft"] += wanted - len(drafts)
             for structure, value, deviation, facts in self._place(drafts, generator):
                 if len(accepted) == n:
                     break
                 form = facts.pop("form")
-                reason = self._refuse(structure, found)
+                reason = self._refuse(structure, found, condition)
                 if reason is not None:
                     rejected[reason] += 1
                     seen.refuse(form, reason)
@@ -462,7 +395,8 @@ class ConCDVAE(SavedAsBytes):
                 if settings.unique:
                     found.add(plain_crystal(structure), structure)
                 facts |= {"predicted_log_std": deviation, "generator": self.name}
-                accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, value, facts))
+                score = value if drafting.aims else None
+                accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, score, facts))
                 if progress is not None:
                     progress(len(accepted), n, "sampling")
             if len(accepted) - before < 0.25 * (wanted if settings.latent_filter > 1 else len(drafts)):
@@ -486,242 +420,32 @@ class ConCDVAE(SavedAsBytes):
             species_temperature=settings.species_temperature * heat**0.5,
         )
 
-    def _check(self, condition: Condition) -> tuple[float, Tensor]:
-        from pymatgen.core import Element
-
-        if not self._fitted:
-            raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file")
-        if set(condition.targets) != {self.property}:
-            raise ValueError(
-                f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}"
-            )
-        target = float(condition.targets[self.property])
-        if not target > 0:
-            raise ValueError(f"the target {self.property} = {target} is not positive")
-        allowed = torch.zeros(ELEMENTS + 1, dtype=torch.bool)
-        for symbol in self.elements:
-            allowed[Element(symbol).Z] = condition.allows({symbol})
-        if int(allowed.sum()) < self.species_limits[0]:
-            raise ValueError(
-                f"the condition leaves {int(allowed.sum())} of the {len(self.elements)} elements the generator knows; "
-                f"it needs at least {self.species_limits[0]}"
-            )
-        return target, allowed
-
-    def _refuse(self, structure: Structure, found: KnownCrystals) -> str | None:
+    def _refuse(self, structure: Structure, found: KnownCrystals, condition: Condition) -> str | None:
         if geometry_reasons(structure, min_ratio=self.settings.min_ratio):
             return "geometry"
+        wanted = condition.crystal_system
+        if wanted is not None and crystal_system(plain_crystal(structure)) != wanted:
+            return "crystal system"
         if self.settings.novel and self.known.contains(structure):
             return "known"
         if self.settings.unique and found.contains(structure):
             return "duplicate"
         return None
 
-    def _drafts(
-        self,
-        count: int,
-        target: float,
-        condition: Condition,
-        allowed: Tensor,
-        *,
-        generator: torch.Generator,
-        seen: _Seen | None = None,
-    ) -> _Drafts:
-        """Return up to ``count`` compositions and lattices, the best of ``latent_filter`` each, seen ones last."""
-        ratio, settings = self.settings.latent_filter, self.settings
-        z = self._latents(count * ratio, target, generator)
-        scaled = self.scaling.value(np.array([target]))
-        if settings.rank_with == "latent" and ratio > 1:
-            error = (self.networks.predictor(z)[:, 0] - scaled).abs().view(count, ratio)
-            z = z.view(count, ratio, -1)[torch.arange(count), error.argmin(1)]
-            ratio = 1
-        drafts = self._decode_heads(z, scaled, condition, allowed, generator)
-        cost = np.abs(np.log(drafts.predicted / target)) + settings.caution * drafts.deviation
-        # a first guess that overlaps will hardly become a crystal: decoding it is refused before it costs anything
-        cost = np.where(self._guessed_contacts(drafts) >= settings.min_contact, cost, np.inf)
-        keys = _forms(drafts.numbers.numpy(), drafts.lengths.numpy(), drafts.angles.numpy())
-        seen = _Seen([], settings) if seen is None else seen
-        chosen: list[int] = []
-        for group in np.arange(count * ratio).reshape(count, ratio).tolist():
-            best = min(group, key=lambda i: cost[i] + seen.penalty(keys[i]))
-            if np.isfinite(cost[best]) and np.isfinite(seen.penalty(keys[best])):
-                chosen.append(best)
-                seen.choose(keys[best])
-        return drafts.rows(np.array(chosen, dtype=int))
-
-    def _training_forms(self) -> list[_Form]:
-        """Return the composition and rough cell of all training crystals."""
+    def _known_forms(self) -> list[Form]:
+        """Return the composition and rough cell of all known crystals."""
         crystals = self.known.crystals
         lengths = np.stack([crystal.lengths for crystal in crystals])
-        return _forms(padded_numbers(crystals), lengths, np.stack([crystal.angles for crystal in crystals]))
-
-    def _guessed_contacts(self, drafts: _Drafts) -> np.ndarray:
-        """Return the smallest d_ij / (r_i + r_j) (m,) of the first guesses of the coordinates."""
-        contacts = np.zeros(len(drafts))
-        for rows, part in _buckets(drafts):
-            cells = self.scaling.cells(part.numbers, part.lengths, part.angles)
-            coords = anchor_coordinates(self.networks.anchor(cells, part.zc))
-            matrix = lattice_matrix(part.lengths, part.angles)
-            for chunk in np.array_split(np.arange(len(rows)), 1 + len(rows) * part.numbers.shape[1] ** 2 // 20_000):
-                i = torch.as_tensor(chunk)
-                ratios = contact_ratios(coords[i], matrix[i], _radii()[part.numbers[i]], cells.mask[i])
-                contacts[rows[chunk]] = ratios.flatten(1).amin(1).numpy()
-        return contacts
-
-    def _latents(self, count: int, target: float, generator: torch.Generator) -> Tensor:
-        """Draw latent vectors (count, latent) from the guided prior."""
-        value = self.scaling.value(np.array([target])).expand(count)
-        shown, hidden = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-        guidance, prior = self.settings.guidance, self.networks.prior
-
-        def noise_of(z: Tensor, at: Tensor) -> Tensor:
-            conditioned = prior(z, at, value, shown)
-            if guidance == 1.0:
-                return conditioned
-            free = prior(z, at, value, hidden)
-            return free + guidance * (conditioned - free)
-
-        start = torch.randn((count, len(self.basis.directions)), generator=generator)
-        z = self.diffusion.sample(noise_of, start, self.settings.prior_calls, generator)
-        return self.basis.lift(z)
-
-    def _decode_heads(
-        self, z: Tensor, scaled: Tensor, condition: Condition, allowed: Tensor, generator: torch.Generator
-    ) -> _Drafts:
-        """Return the composition and lattice of every latent vector; impossible ones have an infinite prediction."""
-        heads, guidance = self.networks.heads, self.settings.guidance
-        count = len(z)
-        value = scaled.expand(count)
-        zc = heads.latent(z, value, torch.ones(count, dtype=torch.bool))
-        free = heads.latent(z, value, torch.zeros(count, dtype=torch.bool))
-
-        def guided(logits_of: Callable[[Tensor], Tensor]) -> Tensor:
-            conditioned = logits_of(zc).log_softmax(-1)
-            if guidance == 1.0:
-                return conditioned
-            unconditioned = logits_of(free).log_softmax(-1)
-            return unconditioned + guidance * (conditioned - unconditioned)
-
-        logits = guided(heads.natoms_logits)
-        largest = min(self.settings.max_sites, condition.max_sites or self.settings.max_sites)
-        sizes = torch.arange(1, logits.shape[1] + 1)
-        possible = (sizes <= largest) & (sizes >= self.species_limits[0])
-        if not bool(possible.any()):
-            raise ValueError(f"max_sites = {condition.max_sites} leaves no crystal; it must be at least 2")
-        natoms = _draw(logits.masked_fill(~possible, -torch.inf) / self.settings.shape_temperature, generator) + 1
-        numbers = torch.zeros((count, int(natoms.max())), dtype=torch.long)
-        for index in range(numbers.shape[1]):
-            position = torch.full((count,), index)
-            logits = guided(
-                partial(heads.atom_logits, previous=numbers, position=position, natoms=natoms.clamp_min(index + 1))
-            )
-            logits = logits.masked_fill(self._forbidden(numbers, index, natoms, allowed), -torch.inf)
-            logits = logits / self.settings.species_temperature
-            if index:
-                logits = _sharper_end(logits, numbers[:, index - 1], self.settings.shape_temperature)
-            drawn = _draw(logits, generator)
-            if index and self.settings.lookahead is not None:
-                switch = torch.nonzero((index < natoms) & (drawn != numbers[:, index - 1]))[:, 0]
-                drawn[switch] = self._look_ahead(
-                    logits[switch],
-                    numbers[switch],
-                    index,
-                    natoms=natoms[switch],
-                    scaled=float(scaled),
-                    width=self.settings.lookahead,
-                    generator=generator,
-                )
-            numbers[:, index] = torch.where(index < natoms, drawn, 0)
-        numbers = _ordered(numbers)
-        lengths, angles = self.scaling.unscale(heads.lattice_values(zc, numbers), numbers)
-        return self._judge(numbers, lengths, angles, zc)
-
-    def _look_ahead(
-        self,
-        logits: Tensor,
-        numbers: Tensor,
-        index: int,
-        *,
-        natoms: Tensor,
-        scaled: float,
-        width: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Draw the species of a new run, its probability times how well the crystal would meet the target with it.
-
-        The rest of the cell is taken to be of the new species, which is exact for the last run; the property comes from
-        the property model at the volume it expects.
-        """
-        target = scaled * self.scaling.value_std + self.scaling.value_mean
-        before = numbers.clone()
-        before[:, index:] = 0
-        counts = count_elements(before.numpy())
-        possible = torch.isfinite(logits)
-        possible[torch.arange(len(logits)), numbers[:, index - 1]] = False
-        row, species = np.nonzero(possible.numpy())
-        completed = counts[row]
-        completed[np.arange(len(row)), species] += (natoms.numpy() - index)[row]
-        misfit = (self._expected_log(completed) - target) / width
-        tilt = np.full(logits.shape, -np.inf)
-        tilt[row, species] = -0.5 * misfit**2
-        tilted = logits + torch.as_tensor(tilt, dtype=logits.dtype)
-        return _draw(tilted - tilted.amax(1, keepdim=True), generator)
-
-    def _expected_log(self, counts: np.ndarray) -> np.ndarray:
-        """Return ln of the expected property of compositions (n, 95) at their expected volume, remembering them."""
-        keys, rows, inverse = np.unique(_composition_keys(counts), return_index=True, return_inverse=True)
-        names = keys.tolist()
-        new = [i for i, key in enumerate(names) if key not in self._remembered]
-        if new:
-            unseen = counts[rows[new]]
-            values = self.property_model.predict_expected(unseen)
-            self._remembered.update(zip([names[i] for i in new], np.log(values).tolist(), strict=True))
-        return np.array([self._remembered[key] for key in names])[inverse]
-
-    def _forbidden(self, numbers: Tensor, index: int, natoms: Tensor, allowed: Tensor) -> Tensor:
-        """Return the species (b, 95) that may not come next: sorted runs, and as many species as in training."""
-        used = torch.zeros((len(numbers), ELEMENTS + 1), dtype=torch.bool)
-        used.scatter_(1, numbers[:, :index], True)
-        used[:, 0] = False
-        kinds = used.sum(1)
-        last = torch.zeros_like(used)
-        if index:
-            last.scatter_(1, numbers[:, index - 1 : index], True)
-        least, most = self.species_limits
-        most = self.settings.max_species or most
-        forbidden = ~allowed.expand_as(used) | (used & ~last)
-        full = kinds >= max(most, 1)
-        forbidden = forbidden | (full[:, None] & ~last)
-        missing = (least - kinds).clamp_min(0) >= (natoms - index)
-        forbidden = forbidden | (missing[:, None] & last)
-        forbidden[:, 0] = True
-        stuck = forbidden.all(1)
-        return torch.where(stuck[:, None], ~allowed.expand_as(used), forbidden)
-
-    def _judge(self, numbers: Tensor, lengths: Tensor, angles: Tensor, zc: Tensor) -> _Drafts:
-        """Correct the volume and predict the property of decoded compositions and lattices."""
-        share = self.settings.volume_correction
-        volume = torch.linalg.det(lattice_matrix(lengths, angles)).numpy().astype(float)
-        counts = count_elements(numbers.numpy())
-        # one evaluation per distinct composition: the draws repeat themselves
-        _, rows, inverse = np.unique(_composition_keys(counts), return_index=True, return_inverse=True)
-        atomic = self.property_model.predict_volume(counts[rows]) / counts[rows].sum(1)
-        expected = atomic[inverse] * counts.sum(1)
-        usable = np.isfinite(volume) & (volume > 0.2 * expected) & (volume < 5.0 * expected)
-        volume = np.where(usable, volume, expected)
-        corrected = np.exp((1 - share) * np.log(volume) + share * np.log(expected))
-        lengths = lengths * torch.tensor((corrected / volume) ** (1 / 3), dtype=lengths.dtype)[:, None]
-        predicted, deviation = self.property_model.predict(counts, corrected)
-        return _Drafts(numbers, lengths, angles, np.where(usable, predicted, np.inf), deviation, zc)
+        return forms_of(padded_numbers(crystals), lengths, np.stack([crystal.angles for crystal in crystals]))
 
     def _place(
-        self, drafts: _Drafts, generator: torch.Generator
+        self, drafts: Drafts, generator: torch.Generator
     ) -> list[tuple[Structure, float, float, dict[str, Any]]]:
         """Return the drafts as structures with coordinates, in their order."""
         placed: list[tuple[Structure, float, float, dict[str, Any]] | None] = [None] * len(drafts)
-        for rows, part in _buckets(drafts):
+        for rows, part in drafts.buckets():
             coords, moved = self._denoise(part, generator)
-            forms = _forms(part.numbers.numpy(), part.lengths.numpy(), part.angles.numpy())
+            forms = part.forms()
             for slot, row in enumerate(rows):
                 size = int((part.numbers[slot] > 0).sum())
                 crystal = CanonicalCrystal(
@@ -741,7 +465,7 @@ class ConCDVAE(SavedAsBytes):
                 placed[row] = (structure, float(part.predicted[slot]), float(part.deviation[slot]), facts)
         return [item for item in placed if item is not None]
 
-    def _denoise(self, part: _Drafts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _denoise(self, part: Drafts, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return coordinates (b, n, 3) and a mask (b,) of the crystals that the soft spheres had to push apart."""
         numbers = part.numbers
         cells = self.scaling.cells(numbers, part.lengths, part.angles)
@@ -755,7 +479,7 @@ class ConCDVAE(SavedAsBytes):
         coords = sample_coordinates(
             score, start, self.settings.decoder_calls, generator, temperature=self.settings.temperature
         )
-        matrix, radii = lattice_matrix(part.lengths, part.angles), _radii()[numbers]
+        matrix, radii = lattice_matrix(part.lengths, part.angles), atomic_radii()[numbers]
         close = contact_ratios(coords, matrix, radii, cells.mask).flatten(1).amin(1) < 0.8
         if bool(close.any()):
             with torch.enable_grad():
@@ -767,12 +491,27 @@ class ConCDVAE(SavedAsBytes):
     def capabilities(self) -> Capabilities:
         """Return the conditions, ranges and elements of this generator."""
         return Capabilities(
-            conditions=(self.property,),
+            conditions=(self.property, *self.further_names()),
             trainable=True,
-            ranges={self.property: self.range} if self._fitted else {},
+            ranges=self._ranges() if self._fitted else {},
             description="Conditional crystal diffusion VAE (after Con-CDVAE), compact enough for one CPU core",
             elements=self.elements,
         )
+
+    def further_names(self) -> tuple[str, ...]:
+        """Return the further properties that a condition may target: known of enough training crystals."""
+        if self.conditions is None or self.networks.prior.further is None:
+            return ()
+        names = [n for n in (*SUPPLIED, *DERIVED) if n != self.property]
+        return tuple(n for n in names if np.isfinite(self.conditions.value_of(n)).sum() >= MIN_LABELS)
+
+    def _ranges(self) -> dict[str, tuple[float, float]]:
+        ranges = {self.property: self.range}
+        for name in self.further_names():
+            assert self.conditions is not None
+            values = self.conditions.value_of(name)
+            ranges[name] = (float(np.nanmin(values)), float(np.nanmax(values)))
+        return ranges
 
     def to_bytes(self) -> bytes:
         """Return the fitted generator as one safetensors blob, weights in half precision."""
@@ -793,6 +532,7 @@ class ConCDVAE(SavedAsBytes):
         tensors |= {
             f"net.{name}": p.detach().numpy().astype(np.float16) for name, p in self.networks.named_parameters()
         }
+        further_models: dict[str, Any] = {}
         config = {
             "generator": self.name,
             "settings": asdict(self.settings),
@@ -804,7 +544,14 @@ class ConCDVAE(SavedAsBytes):
             "value_mean": self.scaling.value_mean,
             "value_std": self.scaling.value_std,
             "property_model": model_config,
+            "models": further_models,
         }
+        if self.conditions is not None:
+            tensors |= self.conditions.to_tensors()
+        for name, model in self.models.items():
+            if name != self.property:
+                arrays, further_models[name] = model.to_tensors()
+                tensors |= {f"models.{name}.{key}": array for key, array in arrays.items()}
         return pack(tensors | model_arrays | self.known.to_tensors(), config)
 
     @classmethod
@@ -841,6 +588,13 @@ class ConCDVAE(SavedAsBytes):
         made.property_model = PropertyModel.from_tensors(tensors, config["property_model"])
         made.known = KnownCrystals.from_tensors(tensors)
         made.crystals = made.known.crystals[: len(made.values)]
+        made.models = {made.property: made.property_model}
+        for name, numbers in config.get("models", {}).items():
+            prefix = f"models.{name}."
+            arrays = {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
+            made.models[name] = PropertyModel.from_tensors(arrays, numbers)
+        if "conditions.scalars" in tensors:
+            made.conditions = Conditions.from_tensors(tensors, made.crystals)
         made._fitted = True
         return made
 
@@ -880,39 +634,6 @@ class ConCDVAE(SavedAsBytes):
         return other
 
 
-_Form = tuple[float, tuple[int, ...]]
-"""A composition key, and number of sites, angles and cell shape on a coarse grid: what likely is the same crystal."""
-
-
-class _Seen:
-    """Forms that a ``sample`` call passes over or puts last: of training crystals, and drawn before.
-
-    They would cost a decoder call each and mostly give a known crystal again.
-    """
-
-    def __init__(self, known: list[_Form], settings: ConCDVAESettings) -> None:
-        self.settings = settings
-        self.forms = Counter(dict.fromkeys(known, 1))
-        self.compositions = Counter({form[0]: 1 for form in known})
-        self.refused: Counter[_Form] = Counter()
-        self.strict = False
-
-    def penalty(self, form: _Form) -> float:
-        """Return what is added to the cost of a draft: infinite if it is passed over."""
-        if self.refused[form] >= self.settings.patience or (self.strict and self.forms[form]):
-            return math.inf
-        return self.settings.variety * (3 * self.forms[form] + self.compositions[form[0]])
-
-    def choose(self, form: _Form) -> None:
-        """Note that a draft of this form is decoded."""
-        self.forms[form] += self.settings.unique
-        self.compositions[form[0]] += self.settings.unique
-
-    def refuse(self, form: _Form, reason: str) -> None:
-        """Note that a decoded crystal was refused."""
-        self.refused[form] += reason in ("known", "duplicate")
-
-
 class _Ticker:
     """Reports progress every two per cent."""
 
@@ -946,79 +667,8 @@ class _Best:
             module.load_state_dict(state)
 
 
-def _buckets(drafts: _Drafts) -> Iterator[tuple[np.ndarray, _Drafts]]:
-    """Yield (rows, drafts of like size with their padding cut)."""
-    natoms = (drafts.numbers > 0).sum(1).numpy()
-    for low, high in zip((0, *BUCKETS[:-1]), BUCKETS, strict=True):
-        rows = np.flatnonzero((natoms > low) & (natoms <= high))
-        if len(rows):
-            part = drafts.rows(rows)
-            yield rows, replace(part, numbers=part.numbers[:, : int(natoms[rows].max())])
-
-
 def _held_out(count: int, share: float, seed: int) -> np.ndarray:
     """Return the indices of the validation crystals; none below 40 crystals."""
     if count < 40:
         return np.zeros(0, dtype=int)
     return np.sort(np.random.default_rng(seed).permutation(count)[: round(share * count)])
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-def _composition_keys(counts: np.ndarray) -> np.ndarray:
-    """Return one number (n,) per composition, the same for the same fractions: a projection on irrational weights."""
-    weights = np.sqrt(np.arange(counts.shape[1]) + 0.5) % 1.0
-    return np.round(counts @ weights / counts.sum(1), 10)
-
-
-def _forms(numbers: np.ndarray, lengths: np.ndarray, angles: np.ndarray) -> list[_Form]:
-    """Return the forms of crystals: numbers (n, sites) padded with 0, lengths (n, 3) and angles (n, 3)."""
-    keys = _composition_keys(count_elements(numbers)).tolist()
-    shape = np.log(lengths / lengths.prod(1, keepdims=True) ** (1 / 3)) / 0.1
-    cells = np.column_stack([(numbers > 0).sum(1), np.rint(angles / 8.0), np.rint(shape)]).astype(int)
-    return [(key, tuple(cell)) for key, cell in zip(keys, cells.tolist(), strict=True)]
-
-
-def _sharper_end(logits: Tensor, last: Tensor, temperature: float) -> Tensor:
-    """Return log probabilities (b, s) with the odds of going on with the species ``last`` (b,) sharpened."""
-    logs = logits.log_softmax(-1)
-    rows = torch.arange(len(logs))
-    on = logs[rows, last]
-    others = logs.clone()
-    others[rows, last] = -torch.inf
-    off = others.logsumexp(-1)
-    both = torch.stack([on, off], -1) / temperature
-    both = torch.where(torch.isfinite(both).all(-1, keepdim=True), both.log_softmax(-1), torch.stack([on, off], -1))
-    sharp = others + (both[:, 1] - off).nan_to_num(0.0)[:, None]
-    sharp[rows, last] = both[:, 0]
-    return sharp
-
-
-def _ordered(numbers: Tensor) -> Tensor:
-    """Return compositions (b, n) in canonical order, padding last."""
-    rows = numbers.numpy().copy()
-    for row in rows:
-        atoms = row[row > 0]
-        order = species_order(atoms)
-        row[: len(atoms)] = sorted(atoms, key=order.index)
-    return torch.as_tensor(rows)
-
-
-def _radii() -> Tensor:
-    from pymatgen.core import Element
-
-    global _RADII  # noqa: PLW0603
-    if _RADII is None:
-        values = [0.0]
-        for z in range(1, ELEMENTS + 1):
-            try:
-                values.append(metallic_radius(Element.from_Z(z).symbol))
-            except ValueError:
-                values.append(1.5)
-        _RADII = torch.tensor(values, dtype=torch.float32)
-    return _RADII
-
-
-_RADII: Tensor | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inv_design.generators.conditions import GROUPS, feature_owners, feature_size
 from inv_design.generators.crystals import ELEMENTS
 from inv_design.generators.diffusion import score_norm, sigma_of, wrapped_score
 
@@ -33,6 +34,7 @@ class Shapes:
     head_width: int = 160
     prior_latent: int = 64
     prior_width: int = 144
+    prior_further: int = 0
     element_features: int = 10
 
 
@@ -347,22 +349,52 @@ def anchor_coordinates(anchor: Tensor) -> Tensor:
     return (torch.atan2(anchor[..., 1], anchor[..., 0]) / (2 * math.pi)) % 1.0
 
 
+class FurtherCondition(nn.Module):
+    """Further conditions of a prior, any subset of them; starts without effect."""
+
+    owners: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("owners", torch.as_tensor(feature_owners()))
+        self.map = mlp([feature_size() + len(GROUPS), 2 * size, size])
+        last = self.map[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, features: Tensor, shown: Tensor) -> Tensor:
+        """Return (b, size) for features (b, feature_size()) and a mask (b, groups) of the groups that are shown."""
+        mask = shown.to(features.dtype)
+        mapped = self.map(torch.cat([features * mask[:, self.owners], mask], -1))
+        return mapped * shown.any(-1, keepdim=True)
+
+
 class Prior(nn.Module):
-    """Noise in the active part of a latent vector, given time and condition (the second training step)."""
+    """Noise in the active part of a latent vector, given time and conditions (the second training step)."""
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         width = shapes.prior_width
         self.condition = Condition(shapes.condition)
+        self.further = FurtherCondition(shapes.condition) if shapes.prior_further else None
         self.enter = nn.Linear(shapes.prior_latent, width)
         self.context = nn.ModuleList(nn.Linear(32 + shapes.condition, width) for _ in range(3))
         self.blocks = nn.ModuleList(mlp([width, width, width]) for _ in range(3))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.leave = nn.Linear(width, shapes.prior_latent)
 
-    def forward(self, z: Tensor, time: Tensor, value: Tensor, present: Tensor) -> Tensor:
-        """Return the predicted noise (b, prior_latent) for times (b,) in [0, 1]."""
-        context = torch.cat([level_waves(time), self.condition(value, present)], -1)
+    def forward(
+        self, z: Tensor, time: Tensor, value: Tensor, present: Tensor, further: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Return the predicted noise (b, prior_latent) for times (b,) in [0, 1].
+
+        ``further`` are the features and the mask of :class:`FurtherCondition`; without them none is shown.
+        """
+        condition = self.condition(value, present)
+        if self.further is not None and further is not None:
+            condition = condition + self.further(*further)
+        context = torch.cat([level_waves(time), condition], -1)
         h = self.enter(z)
         for norm, block, project in zip(self.norms, self.blocks, self.context, strict=True):
             h = h + block(norm(h) + project(context))

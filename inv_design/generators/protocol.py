@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     """Called with (steps done, steps in all, name of the part)."""
 
 
+_SHAPE = ("sites", "composition", "crystal_system")
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a sampled crystal shall be.
@@ -29,12 +32,33 @@ class Condition:
         Symbols that samples may contain; ``None`` allows every element that the generator knows.
     max_sites
         Largest number of sites in the primitive cell; ``None`` leaves it to the generator.
+    sites
+        Exact number of sites in the primitive cell.
+    composition
+        Reduced formula, such as ``"Re3W"``.
+    crystal_system
+        Such as ``"cubic"``.
     """
 
     targets: dict[str, float]
     exclude_elements: frozenset[str] = frozenset()
     elements: frozenset[str] | None = None
     max_sites: int | None = None
+    sites: int | None = None
+    composition: str | None = None
+    crystal_system: str | None = None
+
+    def refuse_shape(self, name: str) -> None:
+        """Say that a generator cannot fix what only some can.
+
+        Raises
+        ------
+        ValueError
+            If sites, a composition or a crystal system are asked for.
+        """
+        for key in _SHAPE:
+            if getattr(self, key) is not None:
+                raise ValueError(f"the generator {name} cannot fix {key} = {getattr(self, key)!r}; use con_cdvae")
 
     def allows(self, symbols: set[str] | frozenset[str]) -> bool:
         """Return whether a crystal of these elements is within the condition."""
@@ -47,6 +71,7 @@ class Condition:
             "exclude_elements": sorted(self.exclude_elements),
             "elements": None if self.elements is None else sorted(self.elements),
             "max_sites": self.max_sites,
+            **{key: getattr(self, key) for key in _SHAPE if getattr(self, key) is not None},
         }
 
     @classmethod
@@ -58,6 +83,7 @@ class Condition:
             exclude_elements=frozenset(data.get("exclude_elements", ())),
             elements=None if elements is None else frozenset(elements),
             max_sites=data.get("max_sites"),
+            **{key: data.get(key) for key in _SHAPE},
         )
 
 

@@ -189,6 +189,7 @@ class Substitution(SavedAsBytes):
 
         if not self._fitted:
             raise RuntimeError("this baseline is not fitted; call fit or load a file")
+        condition.refuse_shape(self.name)
         if set(condition.targets) != {self.property}:
             raise ValueError(
                 f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}"

@@ -117,6 +117,8 @@ class Part:
         Cells and fractional coordinates (b, n, 3).
     values, weights
         Scaled property values and sampling weights, both (b,).
+    index
+        Places (b,) of the crystals in the list that the parts were made of.
     latent
         Latent means and log variances, stacked (b, 2, d), once the encoder is frozen.
     """
@@ -125,12 +127,14 @@ class Part:
     coords: Tensor
     values: Tensor
     weights: Tensor
+    index: Tensor
     latent: Tensor | None = None
 
     def rows(self, index: Tensor) -> Part:
         """Return the chosen crystals."""
         latent = None if self.latent is None else self.latent[index]
-        return Part(self.cells.rows(index), self.coords[index], self.values[index], self.weights[index], latent)
+        cells, coords = self.cells.rows(index), self.coords[index]
+        return Part(cells, coords, self.values[index], self.weights[index], self.index[index], latent)
 
     @torch.no_grad()
     def encoded(self, networks: Networks) -> Part:
@@ -162,6 +166,7 @@ def make_parts(
                 coords=torch.tensor(coords, dtype=torch.float32),
                 values=scaling.value(values[rows]),
                 weights=torch.tensor(weights[rows], dtype=torch.float32),
+                index=torch.tensor(rows),
             )
         )
     return parts
@@ -464,12 +469,13 @@ def validate_heads(networks: Networks, parts: list[Part], weights: LossWeights) 
 
 @dataclass
 class Latents:
-    """Latent means and log variances (m, d) of the training crystals, values (m,) and weights (m,)."""
+    """Latent means and log variances (m, d) of the training crystals, values, weights and places (m,) in their list."""
 
     mean: Tensor
     log_variance: Tensor
     values: Tensor
     weights: Tensor
+    index: Tensor
 
     @classmethod
     def of(cls, parts: list[Part]) -> Latents:
@@ -480,6 +486,7 @@ class Latents:
             log_variance=latent[:, 1],
             values=torch.cat([part.values for part in parts]),
             weights=torch.cat([part.weights for part in parts]),
+            index=torch.cat([part.index for part in parts]),
         )
 
 
@@ -527,9 +534,14 @@ def train_prior(
     condition_dropout: float,
     condition_noise: float,
     generator: torch.Generator,
+    further: tuple[Tensor, Tensor] | None = None,
     after: Callable[[int], None] | None = None,
 ) -> float:
-    """Train the prior on noised latent means (the second step of Con-CDVAE); return the last mean loss."""
+    """Train the prior on noised latent means (the second step of Con-CDVAE); return the last mean loss.
+
+    ``further`` are the features and the mask of what is known (m, ...) of the further conditions; half of the crystals
+    are shown none of them, the others each with even odds.
+    """
     means = basis.project(latents.mean)
 
     def loss_of(rows: list[Part]) -> Tensor:
@@ -540,10 +552,15 @@ def train_prior(
         step = torch.randint(1, diffusion.steps + 1, (batch,), generator=generator)
         noise = torch.randn(z.shape, generator=generator)
         present = keep_condition(batch, condition_dropout, generator)
-        predicted = networks.prior(diffusion.noised(z, step, noise), step / diffusion.steps, values, present)
+        given = None
+        if further is not None:
+            features, known = further[0][index], further[1][index]
+            some = torch.rand((batch, 1), generator=generator) < 0.5
+            given = (features, known & some & (torch.rand(known.shape, generator=generator) < 0.5))
+        predicted = networks.prior(diffusion.noised(z, step, noise), step / diffusion.steps, values, present, given)
         return (predicted - noise).square().mean()
 
-    dummy = Part(_empty_cells(), torch.zeros(1, 1, 3), torch.zeros(1), torch.ones(1))
+    dummy = Part(_empty_cells(), torch.zeros(1, 1, 3), torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.long))
     return train_steps(
         loss_of, [networks.prior], [dummy], steps=steps, batch=1, rate=rate, generator=generator, average=0.995,
         after=after,
