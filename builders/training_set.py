@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from builders.base import CampaignBuilder, newest
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 LABELS = {"bulk_modulus_vrh": "GPa", "shear_modulus_vrh": "GPa"}
-"""Labels that a training set carries, and their units."""
+"""Labels that every training set carries, and their units; a campaign's further objectives and properties are added."""
+STRUCTURAL = ("density", "volume_per_atom", "cost")
+"""Objectives that a crystal has of itself: no label of them is learned from."""
 VALIDATION, TEST = 0.1, 0.1
 TRUST = ("vasp", "gpaw", "surrogate")
 """Methods of labels, the most trusted first."""
@@ -92,6 +95,7 @@ class TrainingSetBuilder(CampaignBuilder):
                 "campaign": name,
                 "round": number,
                 "data": config.data.model_dump(mode="json"),
+                "units": label_units(config),
                 "references": references,
                 "labels": labels,
                 "structures": structures,
@@ -103,7 +107,11 @@ class TrainingSetBuilder(CampaignBuilder):
         from inv_design.config import DataConfig
 
         members, excluded = select_members(
-            item["references"], item["labels"], item["structures"], data=DataConfig.model_validate(item["data"])
+            item["references"],
+            item["labels"],
+            item["structures"],
+            data=DataConfig.model_validate(item["data"]),
+            units=item["units"],
         )
         return {**item, "members": members, "excluded": excluded}
 
@@ -159,12 +167,19 @@ class TrainingSetBuilder(CampaignBuilder):
         )
 
 
+def label_units(config: CampaignConfig) -> dict[str, str]:
+    """Return the labels that a campaign's training sets carry -> unit."""
+    further = {o.name: o.unit for o in config.objectives if o.name not in STRUCTURAL}
+    return {**LABELS, **further, **config.properties}
+
+
 def select_members(
     references: Iterable[Mapping[str, Any]],
     labels: Iterable[Mapping[str, Any]],
     structures: Mapping[str, Mapping[str, Any]],
     *,
     data: DataConfig,
+    units: Mapping[str, str] = MappingProxyType(LABELS),
 ) -> tuple[list[Document], list[Document]]:
     """Return (members, excluded) of a training set, sorted by structure id.
 
@@ -177,6 +192,8 @@ def select_members(
         for; failed and distrusted ones are excluded with their reason.
     structures
         Structure id -> record with ``chemsys``, ``elements`` and ``nsites``.
+    units
+        Labels to carry -> unit.
     """
     members: dict[str, Document] = {}
     excluded: list[Document] = []
@@ -185,7 +202,7 @@ def select_members(
     if data.max_entries is not None:
         passing = passing[: data.max_entries]
     for record in passing:
-        members.setdefault(record["structure_id"], _member(record, record["structure_id"], structures))
+        members.setdefault(record["structure_id"], _member(record, record["structure_id"], structures, units))
     for record in sorted(_best_labels(labels), key=lambda r: r["calculation_id"]):
         identity = record.get("output_structure_id") or record["structure_id"]
         reason = distrust(record, data)
@@ -194,7 +211,7 @@ def select_members(
         if reason is None and identity in members:
             reason = "the structure has a label already"
         if reason is None:
-            members[identity] = _member(record, identity, structures)
+            members[identity] = _member(record, identity, structures, units)
         else:
             excluded.append(
                 {
@@ -267,7 +284,9 @@ def _best_labels(labels: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return best
 
 
-def _member(record: Mapping[str, Any], identity: str, structures: Mapping[str, Mapping[str, Any]]) -> Document:
+def _member(
+    record: Mapping[str, Any], identity: str, structures: Mapping[str, Mapping[str, Any]], units: Mapping[str, str]
+) -> Document:
     chemsys = structures[identity]["chemsys"]
     labels = {
         name: {
@@ -276,7 +295,7 @@ def _member(record: Mapping[str, Any], identity: str, structures: Mapping[str, M
             "calculation_id": record["calculation_id"],
             "method": record["method"],
         }
-        for name, unit in LABELS.items()
+        for name, unit in units.items()
         if _is_number(record["results"].get(name))
     }
     return {"structure_id": identity, "labels": labels, "chemsys": chemsys, "split": split_of(chemsys)}
