@@ -367,16 +367,22 @@ def better_hits(labels: Sequence[Row], hits: dict[str, Row], mode: str, folder: 
     """Return the hits that are no packaged alloy and nearer to the target than the nearest hidden one by the judge."""
     if mode != "hard":
         return None
-    nearest = min(abs(value - TARGET) for value in hidden_values(folder).values())
     chosen = [s for s in labels if hits[s["candidate_id"]]["hit"] and hits[s["candidate_id"]]["alloy"] is None]
+    if not chosen:
+        return 0
+    nearest = min(abs(value - TARGET) for value in hidden_values(folder).values())
     return sum(abs(s["stages"]["dft"]["value"] - TARGET) < nearest for s in chosen)
 
 
 def hidden_values(folder: Path) -> dict[str, float]:
-    """Return the judge's bulk modulus in GPa of every hidden alloy, computed once per folder."""
+    """Return the judge's bulk modulus in GPa of the hidden alloys whose PBE label is near, computed once per folder."""
+    from inv_design.datasets.mp_binaries import load_mp_binaries
+
     path = folder / "hidden-chgnet.json"
     if not path.exists():
-        crystals = {identity: crystal for group in alloys("hard")[1].values() for identity, crystal in group}
+        labels = {e.source_id: e.labels["bulk_modulus_vrh"] for e in load_mp_binaries()}
+        crystals = {i: crystal for group in alloys("hard")[1].values() for i, crystal in group}
+        crystals = {i: c for i, c in crystals.items() if abs(labels[i] - TARGET) <= TOLERANCE * TARGET}
         path.write_text(json.dumps(equations_of_state(crystals)))
     return {k: v["value"] for k, v in json.loads(path.read_text()).items() if v["value"] is not None}
 
