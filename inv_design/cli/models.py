@@ -13,29 +13,41 @@ if TYPE_CHECKING:
     from inv_design.predictors.protocol import Predictor
 
 
-def find_predictor(settings: Settings, model: str | None, *, property: str) -> tuple[Predictor, str]:
+def find_predictor(
+    settings: Settings, model: str | None, *, property: str | None = "bulk_modulus_vrh"
+) -> tuple[Predictor, str]:
     """Return (predictor, its name for records).
 
     Parameters
     ----------
     model
         ``None`` or ``packaged`` for the packaged one, a ``.safetensors`` file, a model id or a predictor's name.
+    property
+        What it must predict; ``None`` for what it does, and the bulk modulus of the packaged one.
 
     Raises
     ------
     ValueError, LookupError, FileNotFoundError
-        If there is no such model, or it is not a predictor.
+        If there is no such model, or it is not a predictor, or one of another property.
     """
+    predictor, label = _predictor(settings, model, property or "bulk_modulus_vrh")
+    if property is not None and predictor.property != property:
+        raise ValueError(f"model {label} predicts {predictor.property!r}, not {property!r}; give a model of that")
+    return predictor, label
+
+
+def _predictor(settings: Settings, model: str | None, packaged: str) -> tuple[Predictor, str]:
+    """Return (predictor, its name for records); ``packaged`` is the property of a packaged one."""
     from inv_design.predictors.registry import default_predictor, load_predictor, predictor_names
 
     if model in (None, "packaged"):
-        predictor = default_predictor(property)
+        predictor = default_predictor(packaged)
         return predictor, f"packaged:{predictor.name}"
     assert model is not None
     if (path := _model_file(model)) is not None:
         return load_predictor(path.read_bytes()), str(path)
     if model in predictor_names():
-        predictor = default_predictor(property)
+        predictor = default_predictor(packaged)
         if predictor.name == model:
             return predictor, f"packaged:{model}"
         raise ValueError(

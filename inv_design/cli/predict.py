@@ -23,23 +23,28 @@ CHUNK = 64
 @click.option(
     "-m", "--model", metavar="M", help="Model id, .safetensors file or predictor's name.  [default: the packaged one]"
 )
-@click.option("--property", "property_", default="bulk_modulus_vrh", show_default=True, help="Property to predict.")
+@click.option(
+    "--property", "property_", metavar="P",
+    help="Property to predict.  [default: bulk_modulus_vrh, or what the model predicts]",
+)  # fmt: skip
 @json_option
 @database_options
 @click.pass_obj
-def predict(settings: Settings, files: tuple[str, ...], model: str | None, property_: str) -> None:
+def predict(settings: Settings, files: tuple[str, ...], model: str | None, property_: str | None) -> None:
     """Predict a property of the crystals in files.
 
     FILE is CIF, POSCAR, extxyz, csv or JSON, a zip or a folder of them. One line per crystal in the order of the input;
     what cannot be read or predicted gets a line with its error, the rest goes on, and the exit code is 1.
     """
     from inv_design.cli.models import find_predictor
-    from inv_design.config import property_name
+    from inv_design.objective import ALIASES, property_name
 
-    try:
-        wanted = property_name(property_)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--property") from None
+    wanted = None if property_ is None else ALIASES.get(property_, property_)
+    if wanted is not None and model is None:  # a model may predict any property, the packaged ones only known ones
+        try:
+            wanted = property_name(wanted)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--property") from None
     predictor, label = find_predictor(settings, model, property=wanted)
     records: list[dict[str, Any]] = []
     failed = 0

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inv_design.predictors.protocol import Predictor
+    from inv_design.predictors.target import Target
 
+SUFFIX = "-cgcnn.safetensors"
 ENTRY_POINTS = "inv_design.predictors"
 BUILT_IN: dict[str, str] = {
     "cgcnn": "inv_design.predictors.ensemble:CGCNNEnsemble",
@@ -21,8 +23,11 @@ def predictor_names() -> list[str]:
     return sorted(set(BUILT_IN) | {point.name for point in metadata.entry_points(group=ENTRY_POINTS)})
 
 
-def make_predictor(name: str, *, property: str = "bulk_modulus_vrh", **settings: Any) -> Predictor:
+def make_predictor(name: str, *, property: str | Target = "bulk_modulus_vrh", **settings: Any) -> Predictor:
     """Return an unfitted predictor of ``property`` with the settings of its class.
+
+    A property that is not in :data:`inv_design.predictors.target.KNOWN` may come as a ``Target`` with its unit, scale
+    and bounds; else it has no unit, no bounds, and its labels decide the scale.
 
     Raises
     ------
@@ -50,7 +55,7 @@ def load_predictor(blob: bytes) -> Predictor:
 
 
 def default_predictor(property: str = "bulk_modulus_vrh") -> Predictor:
-    """Return the packaged predictor of ``property``, trained on all 1,309 packaged alloys.
+    """Return the packaged predictor of ``property``, trained on all trusted labels of the packaged alloys.
 
     Raises
     ------
@@ -58,14 +63,17 @@ def default_predictor(property: str = "bulk_modulus_vrh") -> Predictor:
         If none is packaged for the property.
     """
     folder = resources.files("inv_design.predictors") / "weights"
-    path = folder / f"{property}-cgcnn.safetensors"
+    path = folder / f"{property}{SUFFIX}"
     if not path.is_file():
-        suffix = "-cgcnn.safetensors"
-        known = sorted(p.name.removesuffix(suffix) for p in folder.iterdir() if p.name.endswith(suffix))
-        raise ValueError(
-            f"no packaged predictor of {property!r}; there is one of {', '.join(known)}; or train your own"
-        )
+        known = ", ".join(packaged_properties())
+        raise ValueError(f"no packaged predictor of {property!r}; there is one of {known}; or train your own")
     return load_predictor(path.read_bytes())
+
+
+def packaged_properties() -> list[str]:
+    """Return the properties that :func:`default_predictor` knows, sorted."""
+    folder = resources.files("inv_design.predictors") / "weights"
+    return sorted(p.name.removesuffix(SUFFIX) for p in folder.iterdir() if p.name.endswith(SUFFIX))
 
 
 def _predictor_class(name: str) -> Any:
