@@ -33,6 +33,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
@@ -283,7 +284,8 @@ def step_seconds(connection: Connection, number: int) -> dict[str, int]:
     steps = {d["fw_id"]: d["spec"]["step"] for d in launchpad.fireworks.find(query, {"fw_id": 1, "spec": 1})}
     seconds: dict[str, float] = defaultdict(float)
     for launch in launchpad.launches.find({"fw_id": {"$in": sorted(steps)}, "state": "COMPLETED"}):
-        seconds[steps[launch["fw_id"]]] += (launch["time_end"] - launch["time_start"]).total_seconds()
+        end, start = (datetime.fromisoformat(str(launch[name])) for name in ("time_end", "time_start"))
+        seconds[steps[launch["fw_id"]]] += (end - start).total_seconds()
     return {name: round(value) for name, value in seconds.items()}
 
 
