@@ -25,6 +25,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+CrystalSystem = Literal["triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
 
@@ -147,6 +150,9 @@ class GeneratorConfig(_Section):
     guidance: float = Field(1.5, ge=0, description="classifier-free guidance factor (1: conditional, no extrapolation)")
     chunk: int = Field(50, ge=1, description="crystals per firework")
     max_sites: int = Field(20, ge=1, le=64, description="largest number of atoms in a generated cell")
+    sites: int | None = Field(None, ge=2, le=64, description="exact number of atoms in the primitive cell; null: any")
+    composition: str | None = Field(None, description="reduced formula of all candidates, such as Re3W; null: any")
+    crystal_system: CrystalSystem | None = Field(None, description="crystal system of all candidates; null: any")
     pretrained: bool = Field(True, description="start from the packaged weights where they fit the data")
     budget: float = Field(
         1.0, gt=0, description="training effort, as a multiple of the model's default number of steps"

@@ -20,6 +20,7 @@ PROPERTY_UNITS = {
     "density": "g/cm^3",
     "volume_per_atom": "Å^3",
     "e_above_hull": "eV/atom",
+    "formation_energy_per_atom": "eV/atom",
     "cost": "",
 }
 """Properties that every campaign may target, and the unit that each is stored in; a campaign may declare its own."""
@@ -29,7 +30,7 @@ ALIASES = {"bulk_modulus": "bulk_modulus_vrh", "K": "bulk_modulus_vrh", "G": "sh
 
 UPPER_BOUNDS = frozenset({"e_above_hull"})
 """Targets that are a largest wanted value: a relative deviation from an energy near zero says nothing."""
-SIGNED = frozenset({"e_above_hull"})
+SIGNED = frozenset({"e_above_hull", "formation_energy_per_atom"})
 """Properties that may be zero or negative; those that a campaign declares may be, too."""
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"

@@ -11,6 +11,8 @@ from fireworks_specs.progress import report
 from fireworks_specs.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inv_design.config import CampaignConfig
     from inv_design.generators.protocol import Condition, Generator
 
@@ -37,7 +39,7 @@ class GenerateTask(CampaignTask):
         model = model_of_round(name, number, "generator")
         generator = avoiding_earlier(configured_generator(model.model_id, config), name, number)
         seed = derive_seed(config.seed, number, "generate", chunk)
-        condition = campaign_condition(config)
+        condition = campaign_condition(config, conditions=generator.capabilities().conditions)
 
         def progress(done: int, *_: object) -> None:
             report(f"round {number}: generate", chunk * section.chunk + done, section.samples_per_round)
@@ -83,15 +85,29 @@ def avoiding_earlier(generator: Generator, campaign: str, number: int) -> Genera
     return avoided
 
 
-def campaign_condition(config: CampaignConfig, target: float | None = None) -> Condition:
-    """Return the sampling condition of a campaign, at its own bulk modulus or at ``target`` (GPa)."""
+def campaign_condition(
+    config: CampaignConfig, target: float | None = None, conditions: Sequence[str] = ()
+) -> Condition:
+    """Return the sampling condition of a campaign, at its own bulk modulus or at ``target`` (GPa).
+
+    ``conditions`` are the properties that the generator can be asked for; the campaign's other values among them are
+    asked for too. At another ``target`` than the campaign's they would contradict it and are left out.
+    """
     from inv_design.generators.protocol import Condition
     from inv_design.structures.elements import expand_elements
 
+    section = config.generator
+    targets = {"bulk_modulus_vrh": config.target if target is None else target}
+    if target is None:
+        wanted = {o.name: o.value for o in config.objectives if o.kind == "value" and o.value is not None}
+        targets = {name: value for name, value in wanted.items() if name in conditions} | targets
     return Condition(
-        targets={"bulk_modulus_vrh": config.target if target is None else target},
+        targets=targets,
         exclude_elements=expand_elements(config.chemistry.exclude),
-        max_sites=config.generator.max_sites,
+        max_sites=section.max_sites,
+        sites=section.sites,
+        composition=section.composition,
+        crystal_system=section.crystal_system,
     )
 
 

@@ -19,8 +19,9 @@ SUFFIXES = (".extxyz", ".xyz", ".json", ".jsonl", ".csv", ".cif", ".zip", "")
 
 @click.command()
 @click.option(
-    "-t", "--target", "targets", multiple=True, required=True, metavar="P=V", help="Such as bulk_modulus=350 or K=350."
-)
+    "-t", "--target", "targets", multiple=True, metavar="P=V",
+    help="Such as bulk_modulus=350 or K=350; repeat it for several properties at once (G, density ...).",
+)  # fmt: skip
 @click.option("-n", "--number", type=click.IntRange(min=1), default=10, show_default=True, help="Number of crystals.")
 @click.option(
     "-m", "--model", metavar="M", help="Model id, .safetensors file or generator's name.  [default: the packaged one]"
@@ -31,6 +32,14 @@ SUFFIXES = (".extxyz", ".xyz", ".json", ".jsonl", ".csv", ".cif", ".zip", "")
 @click.option("--elements", multiple=True, metavar="E,E", help="Only these elements (or groups such as metals).")
 @click.option("--exclude", multiple=True, metavar="E,E", help="None of these elements (or groups such as actinides).")
 @click.option("--max-sites", type=click.IntRange(min=1), help="Largest number of atoms in the primitive cell.")
+@click.option("--sites", type=click.IntRange(min=1), help="Exact number of atoms in the primitive cell.")
+@click.option("--composition", metavar="FORMULA", help="Reduced formula, such as Re3W.")
+@click.option("--crystal-system", metavar="S", help="Such as cubic or hexagonal.")
+@click.option(
+    "--conditioning",
+    type=click.Choice(("given", "filled")),
+    help="What the prior sees: only what is asked for, or the rest too, lent by training crystals near the target.",
+)
 @click.option(
     "--latent-filter",
     type=click.IntRange(min=1),
@@ -59,13 +68,23 @@ def generate(
     elements: tuple[str, ...],
     exclude: tuple[str, ...],
     max_sites: int | None,
+    sites: int | None,
+    composition: str | None,
+    crystal_system: str | None,
+    conditioning: str | None,
     latent_filter: int | None,
     rank: str | None,
     guidance: float | None,
     output: Path,
 ) -> None:
-    """Generate crystals for a target property and write them with their ids, model, seed and condition."""
+    """Generate crystals for target properties and write them with their ids, model, seed and condition.
+
+    At least one target, number of sites, composition or crystal system must be given; what can be targeted is what
+    the model was trained on.
+    """
     wanted = parse_targets(targets)
+    if not wanted and not (sites or composition or crystal_system):
+        raise click.UsageError("give a --target such as bulk_modulus=350 (or --sites, --composition, --crystal-system)")
     banned, allowed = parse_elements(exclude), parse_elements(elements)
     if output.suffix.lower() not in SUFFIXES:
         raise click.BadParameter(
@@ -81,9 +100,14 @@ def generate(
         exclude_elements=frozenset(banned),
         elements=frozenset(allowed) if allowed else None,
         max_sites=max_sites,
+        sites=sites,
+        composition=composition,
+        crystal_system=None if crystal_system is None else crystal_system.lower(),
     )
     generator, label = find_generator(settings, model)
-    generator = configured(generator, latent_filter=latent_filter, rank_with=rank, guidance=guidance)
+    generator = configured(
+        generator, latent_filter=latent_filter, rank_with=rank, guidance=guidance, conditioning=conditioning
+    )
     warn_of_extrapolation(generator, wanted)
     with render.progress("Generate", number) as bar, render.quiet():
         samples = generator.sample(number, condition, seed=seed, progress=bar)

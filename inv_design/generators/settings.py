@@ -95,7 +95,7 @@ class ConCDVAESettings:
     shape_temperature: float = 0.3
     lookahead: float | None = 0.03
     volume_correction: float = 0.8
-    caution: float = 1.0
+    caution: float = 3.0
     max_sites: int = 20
     max_species: int | None = None
     symmetrise: bool = True

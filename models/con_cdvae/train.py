@@ -2,6 +2,7 @@
 
 OMP_NUM_THREADS=1 python models/con_cdvae/train.py
 OMP_NUM_THREADS=1 python models/con_cdvae/train.py --seed 1 --output other.safetensors
+OMP_NUM_THREADS=1 python models/con_cdvae/train.py --conditions-only
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=None, help="multiplies the training steps")
+    parser.add_argument(
+        "--conditions-only", action="store_true", help="keep the packaged networks, train the prior on all conditions"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -31,15 +35,25 @@ def main() -> None:
 
     torch.set_num_threads(1)
     alloys = load_alloys()
-    generator = ConCDVAE()
+    further = {"shear_modulus_vrh": [alloy.labels["shear_modulus_vrh"] for alloy in alloys]}
     started = time.process_time()
-    metrics = generator.fit(
-        [alloy.structure for alloy in alloys],
-        [alloy.labels["bulk_modulus_vrh"] for alloy in alloys],
-        seed=arguments.seed,
-        budget=arguments.budget,
-        progress=lambda done, total, part: print(f"{done:6d} / {total}  {part}", flush=True),
-    )
+
+    def progress(done: int, total: int, part: str) -> None:
+        print(f"{done:6d} / {total}  {part}", flush=True)
+
+    if arguments.conditions_only:
+        generator = ConCDVAE.load(OUTPUT)
+        metrics = generator.learn_conditions(further, seed=arguments.seed, budget=arguments.budget, progress=progress)
+    else:
+        generator = ConCDVAE()
+        metrics = generator.fit(
+            [alloy.structure for alloy in alloys],
+            [alloy.labels["bulk_modulus_vrh"] for alloy in alloys],
+            further=further,
+            seed=arguments.seed,
+            budget=arguments.budget,
+            progress=progress,
+        )
     metrics["processor_seconds"] = time.process_time() - started
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     generator.save(arguments.output)
