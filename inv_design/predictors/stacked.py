@@ -7,6 +7,7 @@ a linear second level. It costs what the potential costs, seconds per crystal, a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,7 +61,8 @@ class StackedPredictor:
         floor: float = 0.01,
         scale: float = 1.0,
     ) -> None:
-        self.target = property if isinstance(property, Target) else Target.of(property, scale="log")
+        target = property if isinstance(property, Target) else Target.of(property)
+        self.target = target if target.scale else replace(target, scale="log")
         if not self.target.logarithmic:
             raise ValueError(f"{self.target.property} is not learned on the log scale; only moduli can be stacked")
         self.property, self.unit = self.target.property, self.target.unit

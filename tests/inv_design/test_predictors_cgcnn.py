@@ -14,8 +14,11 @@ from inv_design.predictors import calibration
 from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
 from inv_design.predictors.ensemble import CGCNNEnsemble
 from inv_design.predictors.graph import build_graph
+from inv_design.predictors.packaged import packaged_training_set
 from inv_design.predictors.protocol import Prediction, Predictor
 from inv_design.predictors.registry import default_predictor, load_predictor, make_predictor, predictor_names
+from inv_design.predictors.target import Target
+from inv_design.predictors.training import TrainingConfig, train_network
 from inv_design.weights import pack, unpack
 
 SMALL = {"hidden": 16, "head": 24, "convolutions": 2, "committee": 2, "epochs": 12, "warm_epochs": 2, "batch_size": 16}
@@ -215,10 +218,29 @@ def test_the_packaged_predictor_knows_its_training_set_and_says_how_it_was_valid
     errors = np.abs(np.log10(result.values) - np.log10([a.labels["bulk_modulus_vrh"] for a in alloys]))
     assert errors.mean() < 0.03
     assert result.errors == [None] * len(alloys)
-    assert predictor.metrics["cv_mae_log10"] <= 0.039
-    assert 0.6 < predictor.metrics["cv_coverage_68"] < 0.75
+    assert predictor.metrics["mae_log10"] <= 0.034
+    assert 0.60 <= predictor.metrics["coverage_68"] <= 0.76
+    assert predictor.validation is not None
+    assert len(predictor.validation) == 1309
+    # out of fold, not the training error
+    assert np.abs(predictor.validation.errors()).mean() > 1.5 * errors.mean()
     with pytest.raises(ValueError, match="'band_gap'; there is one of bulk_modulus_vrh"):
         default_predictor("band_gap")
+
+
+def test_the_shear_modulus_is_packaged_too():
+    alloys = packaged_training_set("shear_modulus_vrh")
+    assert len(alloys) == 1303
+    assert all(1.0 <= a.labels["shear_modulus_vrh"] <= 1.5 * a.labels["bulk_modulus_vrh"] for a in alloys)
+    predictor = default_predictor("shear_modulus_vrh")
+    prediction = predictor.predict([a.structure for a in alloys[::8]])
+    errors = np.abs(np.log10(prediction.values / [a.labels["shear_modulus_vrh"] for a in alloys[::8]]))
+    assert (prediction.property, prediction.unit) == ("shear_modulus_vrh", "GPa")
+    assert errors.mean() < 0.08
+    assert errors.mean() < predictor.metrics["mae_log10"] < 0.11
+    assert 0.60 <= predictor.metrics["coverage_68"] <= 0.76
+    with pytest.raises(ValueError, match="have no 'band_gap'"):
+        packaged_training_set("band_gap")
 
 
 def test_the_packaged_predictor_ranks_metals_and_bears_distortion():
@@ -243,6 +265,74 @@ def test_unknown_names_and_settings_are_quoted():
         make_predictor("forest", epochs=3)
     with pytest.raises(ValueError, match="epochs is 0"):
         make_predictor("cgcnn", epochs=0)
+
+
+def contrast(crystal: Structure) -> float:
+    """Return a made-up property with both signs: volume per atom over 10 Å^3, minus the mean electronegativity."""
+    return crystal.volume / len(crystal) / 10.0 - crystal.composition.average_electroneg
+
+
+def test_a_property_with_both_signs_is_learned_on_the_linear_scale(crystals):
+    values = [contrast(c) for c in crystals]
+    assert min(values) < 0.0 < max(values)
+    predictor = CGCNNEnsemble(Target("contrast", "a.u.", lower=-0.5), **SMALL)
+    metrics = predictor.fit(crystals, values, seed=1)
+    assert predictor.target.scale == "linear"
+    assert metrics["mae"] < 0.4 * np.abs(values - np.median(values)).mean()
+    assert "mae_log10" not in metrics
+    loaded = load_predictor(predictor.to_bytes())
+    prediction = loaded.predict(crystals)
+    assert (prediction.unit, prediction.property) == ("a.u.", "contrast")
+    assert prediction.values.min() == -0.5  # clipped: there are labels below
+    assert min(values) < -0.5
+    assert loaded.target == predictor.target
+    assert np.array_equal(prediction.std, predictor.predict(crystals).std)
+    with pytest.raises(ValueError, match="cannot continue a predictor of 'contrast' with labels of 'bulk_modulus_vrh'"):
+        CGCNNEnsemble(**SMALL).fit(crystals, values, warm_start=predictor)
+
+
+def test_held_out_groups_give_reliability_and_pairs(fitted, moduli):
+    validation = load_predictor(fitted.to_bytes()).validation
+    assert len(validation) == fitted.metrics["n_holdout"]
+    assert set(np.float32(validation.values)) <= set(np.float32(moduli))
+    assert np.abs(validation.errors()).mean() == pytest.approx(fitted.metrics["mae_log10"], rel=1e-4)
+    observed = fitted.metrics["reliability"]["observed"]
+    assert observed == sorted(observed)
+    assert validation.reliability()["observed"] == pytest.approx(observed, abs=0.03)
+
+
+def test_training_stops_early_and_the_same_seed_gives_the_same_bytes(crystals, moduli):
+    settings = {**SMALL, "committee": 1, "epochs": 200, "learning_rate": 0.02, "validation": 0.2, "patience": 1}
+    blobs, runs = [], []
+    for _ in range(2):
+        seen: list[tuple[int, int]] = []
+        predictor = CGCNNEnsemble(**settings)
+        predictor.fit(crystals[:80], moduli[:80], progress=lambda k, n, _, seen=seen: seen.append((k, n)))
+        blobs.append(predictor.to_bytes())
+        runs.append(seen)
+    assert len(runs[0]) < 100
+    assert runs[0][-1] == (200, 200)
+    assert runs[0] == runs[1]
+    assert blobs[0] == blobs[1]
+    with pytest.raises(ValueError, match=r"validation is 1\.5"):
+        CGCNNEnsemble(validation=1.5)
+
+
+def test_the_network_that_is_kept_is_the_best_on_the_crystals_set_aside(crystals, moduli):
+    packed = PackedGraphs([build_graph(c) for c in crystals[:80]])
+    target = torch.tensor(np.log10(moduli[:80]) - 2.0, dtype=torch.float32)
+    aside = np.arange(80) % 4 == 0
+    network = CGCNNConfig(hidden=8, head=8, convolutions=1)
+    errors = []
+    for epochs in (1, 12):
+        training = TrainingConfig(epochs=epochs, batch_size=16, patience=12)
+        model = train_network(
+            packed, target, torch.ones(80), network=network, training=training, seed=0, validation=aside
+        )
+        with torch.no_grad():
+            judged = (model(packed.batch(torch.arange(80))) - target).abs().numpy()
+        errors.append(judged[aside].mean())
+    assert errors[1] < errors[0]
 
 
 def test_distortion_changes_volume_and_distances_as_asked():

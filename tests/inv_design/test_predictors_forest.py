@@ -13,6 +13,7 @@ from inv_design.predictors.element_properties import PROPERTIES, element_propert
 from inv_design.predictors.forest import ExtraTrees, RandomForest, TreeArrays
 from inv_design.predictors.protocol import Predictor
 from inv_design.predictors.registry import load_predictor
+from inv_design.predictors.target import Target
 from inv_design.weights import pack, unpack
 
 
@@ -87,6 +88,22 @@ def test_it_learns_and_says_how_well(fitted, alloys):
     dummy = np.abs(logs - np.median(logs)).mean()
     assert fitted.metrics["mae_log10"] < 0.5 * dummy
     assert fitted.metrics["n_holdout"] + fitted.metrics["n_train"] == len(alloys)
+
+
+def test_a_property_with_both_signs_is_learned_as_it_is(alloys):
+    crystals = [a.structure for a in alloys]
+    values = np.array([c.volume / len(c) / 10.0 - c.composition.average_electroneg for c in crystals])
+    predictor = ExtraTrees(Target("contrast", "a.u.", upper=1.0), trees=30)
+    metrics = predictor.fit(crystals, values)
+    assert predictor.target.scale == "linear"
+    assert metrics["mae"] < 0.5 * np.abs(values - np.median(values)).mean()
+    loaded = load_predictor(predictor.to_bytes())
+    prediction = loaded.predict(crystals)
+    assert prediction.values.max() == 1.0
+    assert prediction.values.min() < 0.0
+    assert np.array_equal(prediction.std, predictor.predict(crystals).std)
+    assert loaded.validation is not None
+    assert len(loaded.validation) == metrics["n_holdout"]
 
 
 def test_a_crystal_that_fails_is_nan_with_its_error(fitted, alloys):
