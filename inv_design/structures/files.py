@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import re
+import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     Parser = Callable[[str, str], Iterator["ReadItem"]]
 
-FORMATS = "CIF, POSCAR/CONTCAR/*.vasp, extxyz, csv, json, jsonl (each also .gz), a zip or a folder of them"
+FORMATS = "CIF, POSCAR/CONTCAR/*.vasp, extxyz, csv, json, jsonl (each also .gz), a zip, tar or folder of them"
 
 PROPERTY_NAMES = {
     "k": "bulk_modulus_vrh", "k_vrh": "bulk_modulus_vrh", "bulk_modulus": "bulk_modulus_vrh",
@@ -36,7 +40,10 @@ ID_NAMES = ("id", "structure_id", "candidate_id", "material_id", "mp_id", "name"
 STRUCTURE_COLUMNS = ("structure", "cif", "poscar")
 CIF_PREFIX = "_inv_design_"
 MAX_MEMBER = 256 * 2**20
-"""Largest file inside a zip that is unpacked, in bytes."""
+"""Largest file inside a zip or tar, and largest content of a .gz, that is unpacked, in bytes."""
+MAX_ARCHIVE = 4 * 2**30
+"""Most bytes that are unpacked from one zip or tar; what comes after is not read."""
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class ReadItem:
     properties
         Property -> number in the fixed unit, and everything else the file says about the crystal (``id`` ...).
     source
-        ``file:frame``, frames counted from 0; a member of a zip is ``archive.zip/member.cif:0``.
+        ``file:frame``, frames counted from 0; a member of a zip or tar is ``archive.zip/member.cif:0``.
     error
         One line that names the input and says what to do, or ``None``.
     """
@@ -62,9 +69,10 @@ class ReadItem:
 
 
 def read_structures(path: str | Path) -> Iterator[ReadItem]:
-    """Yield every crystal of a file, zip or folder in order; what cannot be read becomes an item with its error.
+    """Yield every crystal of a file, archive or folder in order; what cannot be read becomes an item with its error.
 
-    Nothing in a file is executed: JSON records are read field by field, never decoded into other classes.
+    Nothing in a file is executed: JSON records are read field by field, never decoded into other classes. Archives are
+    read in memory, member by member and within bounds; nothing is written to the disk.
     """
     path = Path(path)
     if path.is_dir():
@@ -73,6 +81,8 @@ def read_structures(path: str | Path) -> Iterator[ReadItem]:
         yield ReadItem(None, {}, str(path), f"{path} does not exist; check the path")
     elif path.suffix.lower() == ".zip":
         yield from _read_zip(path)
+    elif path.name.lower().endswith(TAR_SUFFIXES):
+        yield from _read_tar(path)
     else:
         yield from _read_bytes(str(path), path.read_bytes)
 
@@ -148,7 +158,8 @@ def check_element(symbol: str) -> str:
 
 def _read_folder(path: Path) -> Iterator[ReadItem]:
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    readable = [p for p in files if p.suffix.lower() == ".zip" or _parser(p.name) is not None]
+    archives = (".zip", *TAR_SUFFIXES)
+    readable = [p for p in files if p.name.lower().endswith(archives) or _parser(p.name) is not None]
     if not readable:
         yield ReadItem(None, {}, str(path), f"{path} holds no file of a known format; known: {FORMATS}")
     for file in readable:
@@ -161,14 +172,75 @@ def _read_zip(path: Path) -> Iterator[ReadItem]:
             members = [m for m in archive.infolist() if not m.is_dir() and not Path(m.filename).name.startswith(".")]
             if not members:
                 yield ReadItem(None, {}, str(path), f"{path} is an empty archive; put CIF files into it")
+            total = 0
             for member in members:
                 name = f"{path}/{member.filename}"
+                total += member.file_size if member.file_size <= MAX_MEMBER else 0
+                if total > MAX_ARCHIVE:
+                    yield ReadItem(None, {}, name, f"{path} has more than {MAX_ARCHIVE} bytes of content; split it")
+                    return
                 if member.file_size > MAX_MEMBER:
                     yield ReadItem(None, {}, name, f"{name} has {member.file_size} bytes; unpack it and split it")
                 else:
                     yield from _read_bytes(name, lambda m=member: archive.read(m))  # type: ignore[misc]
     except (zipfile.BadZipFile, OSError) as error:
         yield ReadItem(None, {}, str(path), f"{path} cannot be unpacked ({_one_line(error)}); make the archive again")
+
+
+def _read_tar(path: Path) -> Iterator[ReadItem]:
+    """Yield the crystals of a tar as a stream: one cut short gives what is before the cut."""
+    count = 0
+    try:
+        # decompressed here and not by tarfile, so that the bound holds for everything tarfile reads, headers too
+        with (
+            _open_compressed(path) as file,
+            tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r|") as archive,
+        ):
+            for member in archive:
+                if not member.isfile() or Path(member.name).name.startswith("."):
+                    continue
+                count += 1
+                name = f"{path}/{member.name}"
+                if member.size > MAX_MEMBER:
+                    yield ReadItem(None, {}, name, f"{name} has {member.size} bytes; unpack it and split it")
+                    continue
+                content = archive.extractfile(member)
+                assert content is not None
+                data = content.read()
+                if len(data) < member.size:
+                    raise EOFError(f"it ends within {member.name}")
+                yield from _read_bytes(name, lambda d=data: d)  # type: ignore[misc]
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
+        yield ReadItem(None, {}, str(path), f"{path} cannot be unpacked ({_one_line(error)}); make the archive again")
+        return
+    if count == 0:
+        yield ReadItem(None, {}, str(path), f"{path} is an empty archive; put CIF files into it")
+
+
+def _open_compressed(path: Path) -> Any:
+    """Return the uncompressed stream of a file, whatever its suffix says."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(path)
+    if start.startswith(b"BZh"):
+        return bz2.open(path)
+    return lzma.open(path) if start.startswith(b"\xfd7zXZ") else path.open("rb")
+
+
+class _Bounded:
+    """A stream that ends with an error after ``MAX_ARCHIVE`` bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.left = file, MAX_ARCHIVE
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        data: bytes = self.file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"more than {MAX_ARCHIVE} bytes of content")
+        return data
 
 
 def _read_bytes(name: str, read: Callable[[], bytes]) -> Iterator[ReadItem]:
@@ -179,7 +251,10 @@ def _read_bytes(name: str, read: Callable[[], bytes]) -> Iterator[ReadItem]:
     try:
         data = read()
         if name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(MAX_MEMBER + 1)
+            if len(data) > MAX_MEMBER:
+                raise ValueError(f"more than {MAX_MEMBER} bytes of content")
         text = data.decode("utf-8-sig")
     except Exception as error:  # truncated gzip streams and encrypted members raise half a dozen types
         yield ReadItem(None, {}, name, f"{name} cannot be read ({_one_line(error)}); write it again as UTF-8 text")
