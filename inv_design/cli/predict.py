@@ -99,8 +99,9 @@ def show_records(records: list[dict[str, Any]]) -> None:
     good = [r for r in records if r["error"] is None]
     if good:
         head = good[0]
-        rows = [(r["source"], r["formula"], f"{r['value']:.1f}", _std(r["std"])) for r in good]
-        columns = ("source", "formula", f"{head['property']} ({head['unit']})", "std")
+        rows = [(r["source"], r["formula"], f"{r['value']:.4g}", _std(r["std"])) for r in good]
+        unit = f" ({head['unit']})" if head["unit"] else ""
+        columns = ("source", "formula", f"{head['property']}{unit}", "std")
         render.table(rows, columns, right=columns[2:])
         render.say(f"model: {head['model']}")
     for record in records:
@@ -109,7 +110,7 @@ def show_records(records: list[dict[str, Any]]) -> None:
 
 
 def _std(value: float) -> str:
-    return f"{value:.1f}" if value == value else "-"  # noqa: PLR0124 - NaN is not itself
+    return f"{value:.2g}" if value == value else "-"  # noqa: PLR0124 - NaN is not itself
 
 
 def _with_source(record: dict[str, Any]) -> str:
