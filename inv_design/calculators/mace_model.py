@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KIND = "mace-scale-shift"
 INTERACTION = "RealAgnosticResidualInteractionBlock"
+CONTACT = 2.8  # Å, contact distance of a typical metal; scaled distances are contact distances times this
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -74,17 +75,20 @@ def build_network(config: Mapping[str, Any], dtype: str = "float64") -> torch.nn
     ``config`` holds: atomic_numbers, atomic_energies (eV, one per atomic number), scale (eV), shift (eV),
     avg_num_neighbors, r_max (Å), num_bessel, num_polynomial_cutoff, max_ell, num_interactions, hidden_irreps,
     MLP_irreps, correlation, radial_MLP, pair_repulsion; and where they differ from the defaults interaction,
-    interaction_first and distance_transform.
+    interaction_first and distance_transform. With ``radii`` (Å, one per atomic number) and ``reach``, distances are
+    scaled, see :func:`scaled_radial_embedding`, and r_max is the largest of the pairs' cutoffs.
     """
     import torch
+
+    radii = config.get("radii")
 
     modules = import_mace()
     irreps = import_mace("e3nn.o3").Irreps
     with default_dtype(getattr(torch, dtype)), quiet():  # TorchScript warns of e3nn's annotations
-        return modules.ScaleShiftMACE(
+        network = modules.ScaleShiftMACE(
             atomic_inter_scale=config["scale"],
             atomic_inter_shift=config["shift"],
-            r_max=config["r_max"],
+            r_max=config["r_max"] if radii is None else config["reach"] * CONTACT,
             num_bessel=config["num_bessel"],
             num_polynomial_cutoff=config["num_polynomial_cutoff"],
             max_ell=config["max_ell"],
@@ -103,6 +107,40 @@ def build_network(config: Mapping[str, Any], dtype: str = "float64") -> torch.nn
             pair_repulsion=config["pair_repulsion"],
             distance_transform=config.get("distance_transform", "None"),
         )
+        if radii is not None:
+            network.radial_embedding = scaled_radial_embedding(network.radial_embedding, radii)
+        return network
+
+
+def scaled_radial_embedding(inner: torch.nn.Module, radii: Sequence[float]) -> torch.nn.Module:
+    """Return MACE's radial embedding of distances in units of the two atoms' contact distance (times CONTACT Å).
+
+    The cutoff of a pair is then a multiple of its contact distance: potassium has as many neighbours as nickel, and
+    one radial function serves shells of the same kind in all metals. ``radii`` in Å, one per species.
+    """
+    import torch
+
+    class ScaledRadialEmbedding(torch.nn.Module):
+        radii: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("radii", torch.tensor(radii, dtype=torch.get_default_dtype()), persistent=False)
+
+        def forward(
+            self, lengths: torch.Tensor, attributes: torch.Tensor, edges: torch.Tensor, numbers: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            radius = attributes @ self.radii  # attributes are one-hot
+            contact = (radius[edges[0]] + radius[edges[1]]).unsqueeze(-1)
+            return self.inner(lengths * (CONTACT / contact), attributes, edges, numbers)
+
+    return ScaledRadialEmbedding()
+
+
+def cutoffs(config: Mapping[str, Any]) -> float | np.ndarray:
+    """Return what :func:`build_graph` takes for a network of ``config``: one cutoff, or each species' sphere, Å."""
+    return config["r_max"] if config.get("radii") is None else config["reach"] * np.array(config["radii"])
 
 
 def network_tensors(network: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -165,12 +203,16 @@ class Graph:
     shifts: np.ndarray
 
 
-def build_graph(species: np.ndarray, positions: np.ndarray, cell: np.ndarray, r_max: float) -> Graph:
-    """Return the graph of all pairs within ``r_max`` Å of a fully periodic configuration."""
+def build_graph(species: np.ndarray, positions: np.ndarray, cell: np.ndarray, r_max: float | np.ndarray) -> Graph:
+    """Return the graph of all pairs within ``r_max`` Å of a fully periodic configuration.
+
+    With an array of ``r_max``, one radius per species, it is the graph of the pairs whose spheres overlap.
+    """
     from matscipy.neighbours import neighbour_list
 
+    cutoff = float(r_max) if np.ndim(r_max) == 0 else np.asarray(r_max, float)[species]
     senders, receivers, shifts = neighbour_list(
-        "ijS", cutoff=r_max, positions=np.asarray(positions, float), cell=np.asarray(cell, float), pbc=[True] * 3
+        "ijS", cutoff=cutoff, positions=np.asarray(positions, float), cell=np.asarray(cell, float), pbc=[True] * 3
     )
     return Graph(np.asarray(species), positions, cell, np.stack([senders, receivers]).astype(np.int32), shifts)
 
@@ -207,7 +249,9 @@ class MaceEvaluator:
         self.network = network
         buffers = dict(network.named_buffers())
         self.atomic_numbers: list[int] = buffers["atomic_numbers"].tolist()
-        self.r_max = float(buffers["r_max"])
+        self.r_max: float | np.ndarray = float(buffers["r_max"])
+        if (radii := buffers.get("radial_embedding.radii")) is not None:
+            self.r_max = self.r_max / CONTACT * radii.double().cpu().numpy()
         parameter = next(network.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self._index = {z: i for i, z in enumerate(self.atomic_numbers)}

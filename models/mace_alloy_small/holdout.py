@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 SALT = "mace-alloy-small:"
 HELD_OUT_ALLOYS = 150
+VALIDATION_ALLOYS = 75
 
 
 def held_out_systems(chemsyses: Iterable[str], n_alloys: int = HELD_OUT_ALLOYS) -> set[str]:
@@ -27,3 +28,9 @@ def held_out_systems(chemsyses: Iterable[str], n_alloys: int = HELD_OUT_ALLOYS) 
         held.add(system)
         total += counts[system]
     return held
+
+
+def validation_systems(chemsyses: Iterable[str], n_alloys: int = VALIDATION_ALLOYS) -> set[str]:
+    """Return the binary systems that follow the held-out ones in the same order: to choose settings by."""
+    systems = list(chemsyses)
+    return held_out_systems(systems, HELD_OUT_ALLOYS + n_alloys) - held_out_systems(systems)

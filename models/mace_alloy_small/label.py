@@ -1,8 +1,9 @@
 """Label strained metals with CHGNet: the training data of mace-alloy-small.
 
 Parts: the packaged Materials Project alloys (primitive, at most 8 atoms); pure elements (fcc, bcc, hcp); hypothetical
-compounds of every pair of elements; and shears, at constant volume, of the alloys and of the other two. The held-out
-chemical systems get no labels.
+compounds of every pair of elements; shears, at constant volume, of the alloys and of the other two; the alloys of 9 to
+20 atoms; and the alloys with other elements in their place, a few of them ternary. The held-out chemical systems get
+no labels, nor does a ternary that contains one.
 One ``.npz`` file per part; energies in eV, forces in eV/Å, stresses in eV/Å^3 (tension positive).
 """
 
@@ -26,10 +27,17 @@ from inv_design.structures.elements import METALLIC_RADII
 EV_PER_A3 = 160.21766208  # GPa
 ISOTROPIC = (-0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06)
 STRAIN = 0.03  # size of the random strains
-PARTS = ("elements", "alloys", "pairs", "shears", "alloy_shears")
+PARTS = ("elements", "alloys", "pairs", "shears", "alloy_shears", "large_alloys", "decorated")
 SHEAR = 0.04  # Frobenius norm of a shear
 RATTLE = 0.07  # Å, standard deviation per coordinate
 MAX_SITES = 8
+MAX_SITES_LARGE, MAX_SITES_DECORATED = 20, 12
+REACHES = (3.0, 30.0)  # of a substitution, in places of the Mendeleev order of the elements: chemists' guess, anything
+TERNARY = 0.15  # share of the decorated alloys
+# half of the others are left out: a network's errors are largest where these elements are
+DIFFICULT = frozenset(
+    ["Li", "Na", "K", "Rb", "Cs", "Be", "Mg", "Ca", "Sr", "Ba", "Eu", "Cr", "Mn", "Fe", "Co", "Pb", "Bi"]
+)
 
 Labeller = Callable[[Structure], tuple[float, np.ndarray, np.ndarray]]
 
@@ -147,9 +155,16 @@ def prototype(name: str, symbols: list[str]) -> Structure:
 
 
 def label_around_equilibrium(
-    label: Labeller, labels: Labels, structure: Structure, group: str, *, rng: np.random.Generator, extra: int = 0
+    label: Labeller,
+    labels: Labels,
+    structure: Structure,
+    group: str,
+    *,
+    rng: np.random.Generator,
+    extra: int = 0,
+    shear: bool = False,
 ) -> None:
-    """Label three isotropic strains around CHGNet's zero pressure, ``extra`` more, and one rattled configuration."""
+    """Label three isotropic strains around CHGNet's zero pressure, ``extra`` more, one rattle, perhaps one shear."""
     results = []
 
     def pressure(strain: float) -> float:
@@ -170,6 +185,9 @@ def label_around_equilibrium(
         pressure(centre + float(rng.uniform(-0.06, 0.06)))
     cell = deformed(structure, centre, rng, RATTLE)
     labels.add(cell, group, "rattle", label(cell))
+    if shear:
+        cell = sheared(deformed(structure, centre), shears(rng)[0])
+        labels.add(cell, group, "shear", label(cell))
 
 
 def label_elements(label: Labeller, elements: list[str], rng: np.random.Generator) -> Labels:
@@ -200,6 +218,67 @@ def label_pairs(label: Labeller, pairs: list[tuple[str, str]], seed: int, minute
                 symbols = list(pair) if rng.integers(2) else list(pair[::-1])
                 group = f"{'-'.join(symbols)}:{name}"
                 label_around_equilibrium(label, labels, prototype(name, symbols), group, rng=rng)
+    return labels
+
+
+def decorate(parent: Structure, elements: list[str], held: set[str], rng: np.random.Generator) -> Structure | None:
+    """Return a crystal with other elements in its place, scaled by their metallic radii; ``None`` where none may be.
+
+    An element gives way to one ``k`` places away in ``elements`` (in Mendeleev order) with probability ~ exp(-k/reach).
+    """
+    old = [site.specie.symbol for site in parent]
+    reach = REACHES[rng.integers(len(REACHES))]
+
+    def neighbour(symbol: str) -> str:
+        weights = np.exp(-np.abs(np.arange(len(elements)) - elements.index(symbol)) / reach)
+        return elements[rng.choice(len(elements), p=weights / weights.sum())]
+
+    replacement = {symbol: neighbour(symbol) for symbol in sorted(set(old))}
+    new = [replacement[symbol] for symbol in old]
+    if rng.random() < TERNARY:
+        site = int(rng.integers(len(new)))
+        new[site] = neighbour(new[site])
+    chosen = sorted(set(new))
+    if len(chosen) < 2 or any("-".join(pair) in held for pair in itertools.combinations(chosen, 2)):
+        return None
+    if not DIFFICULT & set(chosen) and rng.random() < 0.5:
+        return None
+    ratio = sum(METALLIC_RADII[symbol] ** 3 for symbol in new) / sum(METALLIC_RADII[symbol] ** 3 for symbol in old)
+    return Structure(parent.lattice.scale(parent.volume * ratio), new, parent.frac_coords)
+
+
+def label_decorated(label: Labeller, held: set[str], elements: list[str], seed: int, numbers: range) -> Labels:
+    """Label known alloys with other elements in their place: three isotropic strains, one rattle and one shear each.
+
+    Crystal i of ``numbers`` has its own random stream: a file can be made in pieces.
+    """
+    labels = Labels()
+    ordered = sorted(elements, key=lambda symbol: Element(symbol).mendeleev_no)
+    cells = [a.structure.get_primitive_structure() for a in load_alloys() if a.chemsys not in held]
+    parents = [cell for cell in cells if len(cell) <= MAX_SITES_DECORATED]
+    for number in numbers:
+        rng = np.random.default_rng([seed, 60, number])
+        crystal = None
+        while crystal is None:
+            crystal = decorate(parents[rng.integers(len(parents))], ordered, held, rng)
+        group = f"{crystal.chemical_system}:decorated {number}"
+        label_around_equilibrium(label, labels, crystal, group, rng=rng, shear=True)
+    return labels
+
+
+def label_large_alloys(label: Labeller, held: set[str], seed: int, limit: int | None) -> Labels:
+    """Label the packaged alloys of 9 to 20 atoms outside ``held``: five isotropic strains, one rattle, five shears."""
+    labels = Labels()
+    for alloy in load_alloys()[:limit]:
+        structure = alloy.structure.get_primitive_structure()
+        if alloy.chemsys in held or not MAX_SITES < len(structure) <= MAX_SITES_LARGE:
+            continue
+        rng = np.random.default_rng([seed, int(alloy.source_id.split("-")[1])])
+        for strain in (-0.05, -0.025, 0.0, 0.025, 0.05):
+            labels.add(cell := deformed(structure, strain), alloy.source_id, "isotropic", label(cell))
+        labels.add(cell := deformed(structure, 0.0, rng, RATTLE), alloy.source_id, "rattle", label(cell))
+        for shear in shears(rng):
+            labels.add(cell := sheared(structure, shear), alloy.source_id, "shear", label(cell))
     return labels
 
 
@@ -270,6 +349,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pair-minutes", type=float, default=12.0, help="stop labelling pairs after this many minutes")
     parser.add_argument("--skip-pairs", type=int, default=0, help="leave out the first pairs (of an earlier, cut run)")
+    parser.add_argument("--decorated", nargs=2, type=int, default=(0, 1000), help="first decorated alloy, and the end")
     parser.add_argument("--limit", type=int, default=None, help="use only the first alloys and pairs (for a trial)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -287,10 +367,13 @@ def main() -> None:
         "pairs": lambda: label_pairs(label, pairs, arguments.seed, arguments.pair_minutes),
         "shears": lambda: label_shears(label, arguments.folder, arguments.seed, arguments.limit),
         "alloy_shears": lambda: label_alloy_shears(label, held, arguments.seed, arguments.limit),
+        "large_alloys": lambda: label_large_alloys(label, held, arguments.seed, arguments.limit),
+        "decorated": lambda: label_decorated(label, held, elements, arguments.seed, range(*arguments.decorated)),
     }
     for name in arguments.parts:
         start = time.time()
-        suffix = f"_from_{arguments.skip_pairs}" if name == "pairs" and arguments.skip_pairs else ""
+        skipped = {"pairs": arguments.skip_pairs, "decorated": arguments.decorated[0]}.get(name, 0)
+        suffix = f"_from_{skipped}" if skipped else ""
         makers[name]().write(arguments.folder / f"{name}{suffix}.npz")
         print(f"{name}: {time.time() - start:.0f} s", flush=True)
 

@@ -1,7 +1,7 @@
-"""Train mace-alloy-small on the labels of label.py: one core, plain torch on MACE's modules.
+"""Train mace-alloy-small on the labels of label.py, bent towards PBE: one core, plain torch on MACE's modules.
 
-A run has one cosine schedule. In its last part (--bend-from) the labels are bent towards PBE moduli (bend.py); a run
-with --start goes on from another run's weights.
+One run, one cosine schedule. The validation systems (holdout.py) stay out of training and of the bending; their alloys'
+K and V against PBE are printed with every save. A run with --start goes on from another run's weights.
 """
 
 from __future__ import annotations
@@ -9,60 +9,86 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from bend import bend_shears, bend_volumes
+from bend import bend
+from evaluate import errors
+from holdout import held_out_systems, validation_systems
+from pymatgen.core import Element
 
+from inv_design.calculators.mace_calculator import MaceNetworkCalculator
 from inv_design.calculators.mace_model import (
     KIND,
     Graph,
+    MaceEvaluator,
     build_graph,
     build_network,
     collate,
+    cutoffs,
     load_network,
     network_tensors,
 )
+from inv_design.datasets.mp_binaries import load_alloys
+from inv_design.mechanics.eos import equation_of_state
 from inv_design.mechanics.evaluate import GPA_PER_EV_A3
+from inv_design.structures.elements import METALLIC_RADII
 from inv_design.weights import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inv_design.datasets.mp_binaries import LabelledStructure
 
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 10.0, 1.0, 80.0
 HUBER_DELTA = 0.01
 CLIP, EMA_DECAY = 10.0, 0.998
 ARCHITECTURE: dict[str, Any] = {
-    "r_max": 5.0,
+    "reach": 1.85,  # of the neighbours, in contact distances: between the third and the fourth shell of fcc
     "num_bessel": 8,
     "num_polynomial_cutoff": 5,
     "max_ell": 2,
     "num_interactions": 2,
-    "hidden_irreps": "32x0e",
+    "hidden_irreps": "48x0e",
     "MLP_irreps": "16x0e",
     "correlation": 2,
-    "radial_MLP": [64, 64, 64],
+    "radial_MLP": [32, 32],
     "pair_repulsion": True,
 }
 
 
 class Dataset:
-    """Labelled configurations as graphs; energies per atom in eV, forces in eV/Å, stresses in eV/Å^3."""
+    """Labelled configurations outside ``without``: energies per atom in eV, forces in eV/Å, stresses in eV/Å^3.
 
-    def __init__(self, folder: Path) -> None:
+    ``without`` holds binary chemical systems; a crystal of three elements is left out if it contains one.
+    """
+
+    def __init__(self, folder: Path, without: frozenset[str] = frozenset()) -> None:
+        systems = [[Element(symbol).Z for symbol in system.split("-")] for system in without]
+        excluded = {frozenset(pair) for pair in systems}
         self.numbers, self.positions, self.cells = [], [], []
         self.forces, energies, stresses, groups, kinds = [], [], [], [], []
         for path in sorted(folder.glob("*.npz")):
             with np.load(path, allow_pickle=False) as data:
                 arrays = {key: data[key] for key in data.files}
+            keep = []
             for start, stop in zip(arrays["offsets"][:-1], arrays["offsets"][1:], strict=True):
-                self.numbers.append(arrays["numbers"][start:stop].astype(int))
-                self.positions.append(arrays["positions"][start:stop])
-                self.forces.append(arrays["forces"][start:stop])
-            self.cells += list(arrays["cell"])
-            energies.append(arrays["energy"])
-            stresses.append(arrays["stress"])
-            groups.append(arrays["group"])
-            kinds.append(arrays["kind"])
+                numbers = arrays["numbers"][start:stop].astype(int)
+                pairs = combinations(sorted(set(numbers.tolist())), 2)
+                keep.append(not any(frozenset(pair) in excluded for pair in pairs))
+                if keep[-1]:
+                    self.numbers.append(numbers)
+                    self.positions.append(arrays["positions"][start:stop])
+                    self.forces.append(arrays["forces"][start:stop])
+            self.cells += list(arrays["cell"][keep])
+            energies.append(arrays["energy"][keep])
+            stresses.append(arrays["stress"][keep])
+            groups.append(arrays["group"][keep])
+            kinds.append(arrays["kind"][keep])
         self.sizes = np.array([len(numbers) for numbers in self.numbers])
         self.energies = np.concatenate(energies) / self.sizes
         self.stresses = np.concatenate(stresses)
@@ -74,11 +100,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def graphs(self) -> list[Graph]:
-        """Return the graph of every configuration."""
+    def graphs(self, r_max: float | np.ndarray) -> list[Graph]:
+        """Return the graph of every configuration; ``r_max`` as for ``build_graph``."""
         index = {z: i for i, z in enumerate(self.atomic_numbers)}
         return [
-            build_graph(np.array([index[z] for z in numbers]), positions, cell, ARCHITECTURE["r_max"])
+            build_graph(np.array([index[z] for z in numbers]), positions, cell, r_max)
             for numbers, positions, cell in zip(self.numbers, self.positions, self.cells, strict=True)
         ]
 
@@ -90,10 +116,24 @@ class Dataset:
 
     def members(self) -> dict[str, np.ndarray]:
         """Return the isotropic configurations of each group (one crystal at several volumes)."""
-        order = np.flatnonzero(self.kinds == "isotropic")
-        order = order[np.argsort(self.groups[order], kind="stable")]
-        names, starts = np.unique(self.groups[order], return_index=True)
-        return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+        return self._isotropic
+
+    def rows_of_groups(self) -> dict[str, np.ndarray]:
+        """Return all configurations of each group."""
+        return self._all
+
+    @cached_property
+    def _isotropic(self) -> dict[str, np.ndarray]:
+        return self._grouped(np.flatnonzero(self.kinds == "isotropic"))
+
+    @cached_property
+    def _all(self) -> dict[str, np.ndarray]:
+        return self._grouped(np.arange(len(self)))
+
+    def _grouped(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        rows = rows[np.argsort(self.groups[rows], kind="stable")]
+        names, starts = np.unique(self.groups[rows], return_index=True)
+        return dict(zip(names.tolist(), np.split(rows, starts[1:]), strict=True))
 
     def bulk_moduli(self) -> dict[str, float]:
         """Return K in GPa of each group, from the slope of its pressure over ln V, at least 1 GPa."""
@@ -105,8 +145,8 @@ class Dataset:
         return moduli
 
     def stress_weights(self) -> np.ndarray:
-        """Return (100 GPa / K)^0.7 of each configuration's group, clipped to 0.5-4."""
-        weights = {name: float(np.clip((100 / k) ** 0.7, 0.5, 4.0)) for name, k in self.bulk_moduli().items()}
+        """Return (100 GPa / K)^0.7 of each configuration's group, clipped to 0.5-8."""
+        weights = {name: float(np.clip((100 / k) ** 0.7, 0.5, 8.0)) for name, k in self.bulk_moduli().items()}
         return np.array([weights.get(group, 1.0) for group in self.groups.tolist()])
 
 
@@ -136,14 +176,17 @@ class Average:
 
 
 class Trainer:
-    """One training run: the network, its average, the schedule, and the labels in use."""
+    """One training run: the network, its average, the schedule, and the bent labels."""
 
-    def __init__(self, dataset: Dataset, arguments: argparse.Namespace) -> None:
-        self.dataset, self.arguments = dataset, arguments
+    def __init__(
+        self, dataset: Dataset, arguments: argparse.Namespace, validation: Sequence[LabelledStructure]
+    ) -> None:
+        self.dataset, self.arguments, self.validation = dataset, arguments, validation
         self.rng = np.random.default_rng(arguments.seed)
-        self.graphs = dataset.graphs()
         self.weights = dataset.stress_weights()
-        self.energies, self.stresses = dataset.energies, dataset.stresses
+        bent = bend(dataset)
+        print(bent.summary, flush=True)
+        self.energies, self.stresses = bent.energies, bent.stresses
         torch.manual_seed(arguments.seed)
         if arguments.start is None:
             self.config = self._configuration()
@@ -156,10 +199,7 @@ class Trainer:
         of_element = dict(zip(self.config["atomic_numbers"], self.config["atomic_energies"], strict=True))
         self.reference = np.array([np.mean([of_element[z] for z in row]) for row in dataset.numbers])
         self.average = Average(self.network)
-        # a random 1 % of the groups (crystals, not chemical systems) only monitors; the held-out systems are in no file
-        names = np.unique(dataset.groups)
-        watched = np.isin(dataset.groups, self.rng.choice(names, max(1, len(names) // 100), replace=False))
-        self.train_rows, self.watched_rows = np.flatnonzero(~watched), np.flatnonzero(watched)
+        self.graphs = dataset.graphs(cutoffs(self.config))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=arguments.rate, weight_decay=1e-6, amsgrad=True
         )
@@ -171,7 +211,9 @@ class Trainer:
     def _configuration(self) -> dict[str, Any]:
         """Return the network's configuration: the architecture, and what follows from the labels."""
         forces_rms = float(np.sqrt(np.mean(np.concatenate(self.dataset.forces) ** 2)))
-        neighbors = np.mean([graph.edges.shape[1] / len(graph.species) for graph in self.graphs])
+        radii = [METALLIC_RADII[Element.from_Z(z).symbol] for z in self.dataset.atomic_numbers]
+        some = self.dataset.graphs(ARCHITECTURE["reach"] * np.array(radii))[::10]
+        neighbors = np.mean([graph.edges.shape[1] / len(graph.species) for graph in some])
         return {
             "kind": KIND,
             "name": "mace-alloy-small",
@@ -180,6 +222,8 @@ class Trainer:
             "scale": round(max(forces_rms, 0.3), 6),
             "shift": 0.0,
             "avg_num_neighbors": round(float(neighbors), 4),
+            "radii": radii,
+            "r_max": round(2 * ARCHITECTURE["reach"] * max(radii), 6),
             **ARCHITECTURE,
         }
 
@@ -188,32 +232,19 @@ class Trainer:
         return min(1.0, (step + 1) / 200) * (0.01 + 0.495 * (1 + np.cos(np.pi * step / self.arguments.steps)))
 
     def run(self) -> None:
-        """Take all steps, bend the labels on the way, and save every so often."""
+        """Take all steps, and save every so often."""
         steps = self.arguments.steps
         for step in range(1, steps + 1):
-            if step == max(1, int(self.arguments.bend_from * steps)):
-                self._bend()
             self._step(step)
             if step % self.arguments.save_every == 0 or step in (300, steps):
                 self._save(step)
 
-    def _bend(self) -> None:
-        self.energies, self.stresses, count = bend_volumes(self.dataset)
-        print(f"the equations of state of {count} alloys bent towards PBE", flush=True)
-        if (self.dataset.kinds == "shear").any():
-            self.energies, self.stresses, share = bend_shears(self.dataset, self.energies, self.stresses)
-            print(f"shear moduli bent towards PBE: by {share:.3f} K for the median alloy", flush=True)
-
-    def _evaluate(self, rows: np.ndarray, *, training: bool) -> dict[str, torch.Tensor]:
-        """Return MACE's energies (eV), forces (eV/Å) and stresses (eV/Å^3) of some configurations."""
-        data = collate([self.graphs[i] for i in rows], len(self.dataset.atomic_numbers), torch.float32)
-        return self.network(data, training=training, compute_force=True, compute_stress=True)
-
     def _step(self, step: int) -> None:
         if len(self.queue) < self.arguments.batch:
-            self.queue = np.concatenate([self.queue, self.rng.permutation(self.train_rows)])
+            self.queue = np.concatenate([self.queue, self.rng.permutation(len(self.dataset))])
         rows, self.queue = self.queue[: self.arguments.batch], self.queue[self.arguments.batch :]
-        out = self._evaluate(rows, training=True)
+        data = collate([self.graphs[i] for i in rows], len(self.dataset.atomic_numbers), torch.float32)
+        out = self.network(data, training=True, compute_force=True, compute_stress=True)
         sizes = torch.from_numpy(self.dataset.sizes[rows]).float()
         # the reference energies are constants of the network: compare interaction energies, which float32 resolves
         target = torch.from_numpy(self.energies[rows] - self.reference[rows]).float()
@@ -233,22 +264,19 @@ class Trainer:
         self.average.update(self.network, step)
         self.losses.append(float(loss.detach()))
 
-    def _watched_errors(self) -> dict[str, float]:
-        """Return root mean square errors on the watched configurations: meV/atom, meV/Å, meV/Å^3."""
-        errors: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
-        for rows in np.array_split(self.watched_rows, max(1, len(self.watched_rows) // 64)):
-            out = {
-                key: value.detach().numpy()
-                for key, value in self._evaluate(rows, training=False).items()
-                if key in errors
-            }
-            errors["energy"].append(out["energy"] / self.dataset.sizes[rows] - self.energies[rows])
-            errors["forces"].append(out["forces"] - np.concatenate([self.dataset.forces[i] for i in rows]))
-            errors["stress"].append(out["stress"] - self.stresses[rows])
-        return {
-            key: 1000 * float(np.sqrt(np.mean(np.concatenate([e.ravel() for e in parts]) ** 2)))
-            for key, parts in errors.items()
-        }
+    def _validate(self) -> str:
+        """Return the errors of K and V, from E(V) about the PBE cells of the validation alloys."""
+        calculator = MaceNetworkCalculator(MaceEvaluator(self.network))
+        fits = [equation_of_state(alloy.structure.get_primitive_structure(), calculator) for alloy in self.validation]
+        good = [(fit, alloy) for fit, alloy in zip(fits, self.validation, strict=True) if fit.error is None]
+        if not good:
+            return "validation: no equation of state"
+        k = errors([f.bulk_modulus for f, _ in good], [a.labels["bulk_modulus_vrh"] for _, a in good])
+        v = errors([f.v0 for f, _ in good], [a.structure.volume / len(a.structure) for _, a in good])
+        return (
+            f"validation ({len(good)} of {len(fits)}): K {k['mean_percent']:.1f} / {k['median_percent']:.1f} %"
+            f" log10 {k['log10']:.4f} V {v['mean_percent']:.2f} / {v['median_percent']:.2f} %"
+        )
 
     def _save(self, step: int) -> None:
         """Write the averaged weights in one move, so that a reader never sees half a file."""
@@ -258,8 +286,7 @@ class Trainer:
             "planned_steps": self.arguments.steps,
             "batch": self.arguments.batch,
             "seed": self.arguments.seed,
-            "configurations": len(self.train_rows),
-            "bend_from": self.arguments.bend_from,
+            "configurations": len(self.dataset),
             "rate": self.arguments.rate,
             "start": self.config.get("training") if self.arguments.start else None,
             "minutes": round(minutes, 1),
@@ -270,13 +297,9 @@ class Trainer:
         partial = output.with_suffix(".partial")
         partial.write_bytes(pack(network_tensors(self.network), {**self.config, "training": training}))
         partial.replace(output)
-        errors = self._watched_errors()
+        report = self._validate()
         self.average.swap(self.network)
-        print(
-            f"step {step} {minutes:.1f} min loss {np.mean(self.losses[-500:]):.5f} watched E {errors['energy']:.1f}"
-            f" meV/atom F {errors['forces']:.0f} meV/Å S {errors['stress']:.1f} meV/Å^3",
-            flush=True,
-        )
+        print(f"step {step} {minutes:.1f} min loss {np.mean(self.losses[-500:]):.5f} {report}", flush=True)
 
 
 def main() -> None:
@@ -288,14 +311,17 @@ def main() -> None:
     parser.add_argument("--start", type=Path, default=None, help="weights of an earlier run to go on from")
     parser.add_argument("--rate", type=float, default=0.01, help="largest learning rate")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--bend-from", type=float, default=0.65, help="fraction of steps after which labels are bent")
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    trainer = Trainer(Dataset(arguments.labels), arguments)
+    alloys = load_alloys()
+    chemsyses = [alloy.chemsys for alloy in alloys]
+    systems = validation_systems(chemsyses)
+    dataset = Dataset(arguments.labels, frozenset(systems | held_out_systems(chemsyses)))
+    trainer = Trainer(dataset, arguments, [alloy for alloy in alloys if alloy.chemsys in systems])
     print(json.dumps({**trainer.config, "parameters": sum(p.numel() for p in trainer.network.parameters())}))
-    print(f"{len(trainer.train_rows)} configurations to train, {len(trainer.watched_rows)} to watch", flush=True)
+    print(f"{len(dataset)} configurations to train", flush=True)
     trainer.run()
 
 

@@ -16,7 +16,14 @@ from ase.build import bulk, make_supercell
 from ase.calculators.emt import EMT
 
 from inv_design.calculators.convert import convert
-from inv_design.calculators.mace_model import KIND, MaceEvaluator, build_network, load_network, network_tensors
+from inv_design.calculators.mace_model import (
+    KIND,
+    MaceEvaluator,
+    build_network,
+    cutoffs,
+    load_network,
+    network_tensors,
+)
 from inv_design.calculators.registry import calculator_protocol, get_calculator
 from inv_design.weights import pack, sha256, unpack
 
@@ -210,6 +217,53 @@ def test_importing_mace_leaves_neither_unsafe_loading_nor_noise() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr == ""  # the libraries print and warn; a command's output is its answer
+
+
+class TestScaledDistances:
+    """Cutoffs and distances in units of the contact distance of each pair."""
+
+    CONFIG: dict[str, Any] = {**TINY, "radii": [1.43, 1.25], "reach": 1.85, "r_max": 2 * 1.85 * 1.43}  # noqa: RUF012
+
+    def evaluator(self, **changes: Any) -> MaceEvaluator:
+        import torch
+
+        torch.manual_seed(0)
+        return MaceEvaluator(build_network({**self.CONFIG, **changes}))
+
+    def test_each_pair_has_its_cutoff(self) -> None:
+        evaluator = self.evaluator()
+        assert np.allclose(evaluator.r_max, cutoffs(self.CONFIG))
+        atoms = nial()
+        [own] = evaluator.evaluate([(atoms.numbers, atoms.positions, atoms.cell.array)])
+        evaluator.r_max = self.CONFIG["r_max"]  # more neighbours, all beyond their cutoffs
+        [more] = evaluator.evaluate([(atoms.numbers, atoms.positions, atoms.cell.array)])
+        assert own[0] == pytest.approx(more[0], abs=1e-10)
+        assert np.allclose(own[1], more[1], atol=1e-10)
+        assert np.allclose(own[2], more[2], atol=1e-10)
+        evaluator.r_max = 0.9 * cutoffs(self.CONFIG)
+        [fewer] = evaluator.evaluate([(atoms.numbers, atoms.positions, atoms.cell.array)])
+        assert abs(fewer[0] - own[0]) > 1e-6
+
+    def test_larger_atoms_in_a_larger_cell_are_the_same(self) -> None:
+        atoms, large = nial(), nial()
+        large.set_cell(1.5 * atoms.cell.array, scale_atoms=True)
+        [one] = self.evaluator().evaluate([(atoms.numbers, atoms.positions, atoms.cell.array)])
+        [other] = self.evaluator(radii=[1.5 * 1.43, 1.5 * 1.25]).evaluate(
+            [(large.numbers, large.positions, large.cell.array)]
+        )
+        assert one[0] == pytest.approx(other[0], abs=1e-9)
+        assert np.allclose(one[1], 1.5 * other[1], atol=1e-9)
+
+    def test_forces_are_derivatives_of_the_energy(self) -> None:
+        evaluator, atoms, step = self.evaluator(), nial(), 1e-4
+        [(_, forces, _)] = evaluator.evaluate([(atoms.numbers, atoms.positions, atoms.cell.array)])
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.positions.copy()
+            moved[1, 2] += sign * step
+            energies.append(evaluator.evaluate([(atoms.numbers, moved, atoms.cell.array)])[0][0])
+        assert -(energies[0] - energies[1]) / (2 * step) == pytest.approx(forces[1, 2], abs=1e-6)
+        assert abs(forces[1, 2]) > 1e-4
 
 
 class TestPackagedMace:
