@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pymatgen.core import Lattice, Structure
 
-from inv_design.generators.external import ExternalGenerator
+from inv_design.generators.external import ExternalGenerator, ExternalSettings
 from inv_design.generators.program import fill, run_program
 from inv_design.generators.protocol import Condition, Generator
 from inv_design.generators.registry import generator_names, load_generator, make_generator
@@ -315,3 +318,15 @@ def test_a_program_that_ignores_its_seed_gives_each_crystal_once() -> None:
     samples = generator.sample(4, Condition({K: 150.0}), seed=3)
     assert len(samples) == 2
     assert generator.last_statistics["rejected"] == {"duplicate": 2}
+
+
+def test_the_documented_settings_are_settings() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "own-generator.md").read_text()
+    blocks = [yaml.safe_load(block)["generator"] for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    made = [make_generator(block["name"], **block["settings"]).settings for block in blocks]
+    assert len(made) == 2
+    argv = fill(made[0].sample, {"folder": "/out", "model": "/m", "target": 350.0})
+    assert "--properties_to_condition_on={'ml_bulk_modulus': 350.0}" in argv
+    assert Path(argv[0]) == Path.home() / "mattergen/.venv/bin/mattergen-generate"
+    for setting in fields(ExternalSettings):
+        assert f"`{setting.name}`" in text or f"      {setting.name}:" in text, setting.name
