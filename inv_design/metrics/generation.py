@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from inv_design.metrics.share import Share
+from inv_design.metrics.validity import is_valid_composition, is_valid_structure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pymatgen.core import Structure
 
-MIN_DISTANCE = 0.5
-MIN_VOLUME = 0.1
 MATCH = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
-MAX_COMBINATIONS = 100_000
-
-
-@dataclass(frozen=True)
-class Share:
-    """A fraction with the counts behind it."""
-
-    count: int
-    total: int
-
-    @property
-    def fraction(self) -> float | None:
-        """``count / total``, ``None`` of nothing."""
-        return self.count / self.total if self.total else None
-
-    def record(self) -> dict[str, Any]:
-        """Return count, total and fraction."""
-        return {**asdict(self), "fraction": self.fraction}
 
 
 @dataclass
@@ -61,6 +42,16 @@ class GenerationMetrics:
     errors: dict[int, str] = field(default_factory=dict)
     target: dict[str, Any] | None = None
 
+    @property
+    def unique(self) -> list[bool]:
+        """Whether each crystal is the first of its kind."""
+        return [d is None and i not in self.errors for i, d in enumerate(self.duplicate_of)]
+
+    @property
+    def novel(self) -> list[bool]:
+        """Whether each crystal is like none of the reference."""
+        return [k is None and i not in self.errors for i, k in enumerate(self.known_as)]
+
     def record(self) -> dict[str, Any]:
         """Return all shares as plain data.
 
@@ -68,8 +59,7 @@ class GenerationMetrics:
         uniqueness and novelty (MatterGen's S.U.N. without the energy above hull, whose place ``valid`` takes).
         """
         n = len(self.structural)
-        unique = [d is None and i not in self.errors for i, d in enumerate(self.duplicate_of)]
-        novel = [k is None and i not in self.errors for i, k in enumerate(self.known_as)]
+        unique, novel = self.unique, self.novel
         both = zip(self.structural, self.compositional, strict=True)
         result: dict[str, Any] = {
             "n": n,
@@ -135,65 +125,6 @@ def generation_metrics(
         errors={int(name): reason for name, reason in seen.skipped.items()},
         target=None if target is None or values is None else target_error(values, target),
     )
-
-
-def is_valid_structure(structure: Structure) -> bool:
-    """Return whether the smallest distance is above 0.5 Å and the volume above 0.1 Å^3 (Xie et al. 2022, CDVAE)."""
-    import numpy as np
-
-    from inv_design.structures.validity import min_distance
-
-    try:
-        if not np.isfinite(structure.frac_coords).all():
-            return False
-        if len(structure) == 0 or not math.isfinite(structure.volume) or structure.volume < MIN_VOLUME:
-            return False
-        if structure.volume / len(structure) < MIN_VOLUME:  # collapsed; its neighbours cannot be counted
-            return False
-        return bool(min_distance(structure) > MIN_DISTANCE)
-    except (ValueError, ArithmeticError, MemoryError, AttributeError, IndexError):
-        return False
-
-
-def is_valid_composition(structure: Structure) -> bool:
-    """Return whether the composition is charge neutral with electronegativities in order (CDVAE's use of SMACT).
-
-    Single elements and all-metal compositions pass, as they do there. A charge-neutral assignment of common
-    oxidation states must exist in which no cation is more electronegative (Pauling) than an anion. Real crystals fail
-    it one time in six, so it is a figure to compare generators by, never a filter.
-    """
-    try:
-        amounts = structure.composition.reduced_composition.get_el_amt_dict()
-        return _valid_composition(tuple(sorted((el, round(amount)) for el, amount in amounts.items())))
-    except (ValueError, ArithmeticError, AttributeError, KeyError):
-        return False
-
-
-@cache
-def _valid_composition(amounts: tuple[tuple[str, int], ...]) -> bool:
-    from pymatgen.core import Element
-
-    from inv_design.structures.elements import is_metal
-
-    if not amounts:
-        return False
-    if len(amounts) == 1 or all(is_metal(symbol) for symbol, _ in amounts):
-        return True
-    elements = [Element(symbol) for symbol, _ in amounts]
-    states = [element.icsd_oxidation_states or element.common_oxidation_states for element in elements]
-    if not all(states) or math.prod(map(len, states)) > MAX_COMBINATIONS:
-        return False
-    counts = [count for _, count in amounts]
-    return any(
-        sum(q * n for q, n in zip(charges, counts, strict=True)) == 0 and _pauling(elements, charges)
-        for charges in itertools.product(*states)
-    )
-
-
-def _pauling(elements: Sequence[Any], charges: Sequence[int]) -> bool:
-    cations = [e.X for e, q in zip(elements, charges, strict=True) if q > 0]
-    anions = [e.X for e, q in zip(elements, charges, strict=True) if q < 0]
-    return bool(cations and anions) and max(cations) < min(anions)
 
 
 def target_error(values: Sequence[float | None], target: float) -> dict[str, Any]:

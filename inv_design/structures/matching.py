@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 20_000
 """A cell so skewed or flat that comparing lattices needs more lattice points than this is not matched."""
+MAX_BASES = 1_000_000
+"""Nor is one with more triples of lattice vectors of about the lengths of its edges than this."""
 
 
 @dataclass
@@ -111,7 +113,7 @@ class StructureIndex:
             return False
         if entry.reduced is None:
             try:
-                entry.reduced = entry.structure.get_reduced_structure("niggli").get_primitive_structure()
+                entry.reduced = unskewed(entry.structure).get_reduced_structure("niggli").get_primitive_structure()
                 entry.fingerprint = LatticeFingerprint.of(entry.reduced)
             except Exception as error:  # any failure in a reduction concerns this crystal alone
                 self.skipped[entry.name] = f"cannot be reduced to its primitive cell: {_one_line(error)}"
@@ -177,22 +179,42 @@ def first_matches(
 
 def unmatchable(structure: Structure) -> str | None:
     """Return one line that says why a crystal cannot be compared with others, ``None`` if it can."""
+    if not structure.is_ordered:
+        return f"{structure.composition.formula} has partially occupied sites"
+    return describes_no_cell(structure)
+
+
+def describes_no_cell(structure: Structure) -> str | None:
+    """Return one line that says why the neighbours of a crystal's sites cannot be listed, ``None`` if they can."""
     import numpy as np
 
     if len(structure) == 0:
         return "has no atoms"
-    if not structure.is_ordered:
-        return f"{structure.composition.formula} has partially occupied sites"
     lattice = structure.lattice
     if not (np.isfinite(lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
         return f"{structure.composition.formula} has coordinates or a cell that are not finite"
     if lattice.volume < 1e-3 * len(structure):
         return f"{structure.composition.formula} has a degenerate cell of {lattice.volume:.3g} Å^3"
-    # StructureMatcher lists the lattice points within the longest edge: a needle or a sheet has too many of them
-    points = 4.2 * (1.2 * max(lattice.get_lll_reduced_lattice().abc)) ** 3 / lattice.volume
-    if points > MAX_POINTS:
+    # lattice points within the longest edge are listed, and triples of those as long as the edges are tried: a needle
+    # or a sheet has too many of them
+    edges = np.array(lattice.get_lll_reduced_lattice().abc)
+    points = 4.2 * (1.2 * edges.max()) ** 3 / lattice.volume
+    bases = np.maximum(4.0, 4.8 * edges**3 / lattice.volume).prod()
+    if points > MAX_POINTS or bases > MAX_BASES:
         return f"{structure.composition.formula} has a cell too long and thin to compare ({points:.0f} lattice points)"
     return None
+
+
+def unskewed(structure: Structure) -> Structure:
+    """Return a crystal in a cell whose lattice points can be listed: its own, unless that is very skewed."""
+    import numpy as np
+
+    lattice = structure.lattice
+    radius = 1.2 * max(lattice.get_lll_reduced_lattice().abc)
+    heights = 1.0 / np.linalg.norm(lattice.inv_matrix, axis=0)
+    if np.prod(2.0 * np.ceil(radius / heights) + 1.0) <= MAX_POINTS:
+        return structure
+    return structure.get_reduced_structure("LLL")
 
 
 def _without_oxidation_states(structure: Structure) -> Structure:
