@@ -52,14 +52,28 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-TARGET, TOLERANCE, HIDDEN_ABOVE = 350.0, 0.10, 250.0
+TARGET, TOLERANCE = 350.0, 0.10
 ARMS = ("con_cdvae", "no_retraining", "substitution", "random", "con_cdvae_acquisition")
 BASELINES = ("random", "substitution", "no_retraining")
 MODES: dict[str, dict[str, Any]] = {
-    "easy": {"rounds": 2, "samples": 60, "budget": 15, "judged": 20, "output": RESULTS / "active_learning.json"},
-    "hard": {"rounds": 4, "samples": 60, "budget": 12, "judged": 12, "output": RESULTS / "hard_mode.json"},
+    "easy": {
+        "hidden_above": 500.0,
+        "rounds": 2,
+        "samples": 60,
+        "budget": 15,
+        "judged": 20,
+        "output": RESULTS / "active_learning.json",
+    },
+    "hard": {
+        "hidden_above": 250.0,
+        "rounds": 4,
+        "samples": 60,
+        "budget": 12,
+        "judged": 12,
+        "output": RESULTS / "hard_mode.json",
+    },
 }
-SETTINGS = ("mode", "rounds", "samples", "relaxed", "budget", "judged", "effort")
+SETTINGS = ("mode", "hidden_above", "rounds", "samples", "relaxed", "budget", "judged", "effort")
 ANYTHING = 1e6
 """A tolerance that lets every value pass."""
 
@@ -88,6 +102,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--mode", choices=sorted(MODES), default="easy")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--hidden-above", type=float, help="GPa; alloys above are hidden from the start")
     parser.add_argument("--rounds", type=int, help="rounds after round 0")
     parser.add_argument("--samples", type=int, help="crystals generated per round")
     parser.add_argument(
@@ -124,7 +139,7 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
     """Return the campaign of an arm: the default settings but for what the arm is, and the budgets."""
     from inv_design.config import CampaignConfig
 
-    hard = options.mode == "hard"
+    hidden = options.hidden_above < 500.0
     generator: dict[str, Any] = {"name": "con_cdvae", "samples_per_round": options.samples, "chunk": options.samples}
     generator |= {"budget": options.effort, "finetune_budget": options.effort}
     predictor: dict[str, Any] = {} if options.effort == 1.0 else {"epochs": max(1, round(40 * options.effort))}
@@ -143,8 +158,8 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
         {
             "name": f"{arm}-{seed}",
             "targets": {"bulk_modulus_vrh": f"{TARGET} GPa"},
-            "data": {"label_range": [0, HIDDEN_ABOVE]} if hard else {},
-            "generator": generator | {"pretrained": not hard},
+            "data": {"label_range": [0, options.hidden_above]} if hidden else {},
+            "generator": generator | {"pretrained": not hidden},
             "stages": {
                 "predictor": predictor,
                 "mlip": mlip,
@@ -300,7 +315,7 @@ def measure(config: CampaignConfig, number: int, options: argparse.Namespace, fo
     summaries = [s.to_mongo().to_dict() for s in CandidateSummary.objects(campaign=config.name, round__lte=number)]
     summaries.sort(key=lambda s: (s["round"], s["index"], s["candidate_id"]))
     own = [s for s in summaries if s["round"] == number]
-    hits = find_hits(summaries, options.mode)
+    hits = find_hits(summaries, options.hidden_above)
     labels = [s for s in own if s["candidate_id"] in hits]
     shares = element_shares([s["elements"] for s in labels]) if labels else {}
     metrics = CampaignMetrics.objects(campaign=config.name, round=number).first().to_mongo().to_dict()
@@ -311,15 +326,15 @@ def measure(config: CampaignConfig, number: int, options: argparse.Namespace, fo
         "hits": [bool(hits[s["candidate_id"]]["hit"]) for s in labels],
         "misses": count_by(hits[s["candidate_id"]]["why"] for s in labels),
         "hit_formulas": [s["formula"] for s in labels if hits[s["candidate_id"]]["hit"]],
-        "new_hits_better_than_hidden": better_hits(labels, hits, options.mode, folder),
-        "hidden": hidden_found(own, labels, hits, options.mode),
+        "new_hits_better_than_hidden": better_hits(labels, hits, options.hidden_above, folder),
+        "hidden": hidden_found(own, labels, hits, options.hidden_above),
         "judges": judge(own, options),
         "elements_labelled": dict(sorted(shares.items(), key=lambda e: -e[1])[:5]),
         "funnel": metrics.get("funnel"),
     }
 
 
-def find_hits(summaries: Sequence[Row], mode: str) -> dict[str, Row]:
+def find_hits(summaries: Sequence[Row], limit: float) -> dict[str, Row]:
     """Return candidate id -> ``hit``, ``why`` not, and the hidden alloy it is, for all labelled candidates in order."""
     from inv_design.screening.quality import distrusted
     from stores.queries import structures_by_id
@@ -327,7 +342,7 @@ def find_hits(summaries: Sequence[Row], mode: str) -> dict[str, Row]:
     labelled = [s for s in summaries if s["stage"] == "dft" and s["status"] != "waiting"]
     relaxed = {s["candidate_id"]: s["stages"]["dft"].get("output_structure_id") or s["structure_id"] for s in labelled}
     crystals = structures_by_id(relaxed.values())
-    start, hidden = alloys(mode)
+    start, hidden = alloys(limit)
     found: dict[str, list[tuple[str, Structure]]] = {}
     verdicts = {}
     for summary in labelled:
@@ -352,11 +367,11 @@ def find_hits(summaries: Sequence[Row], mode: str) -> dict[str, Row]:
     return verdicts
 
 
-def hidden_found(own: Sequence[Row], labels: Sequence[Row], hits: dict[str, Row], mode: str) -> dict[str, list[str]]:
+def hidden_found(own: Sequence[Row], labels: Sequence[Row], hits: dict[str, Row], limit: float) -> dict[str, list[str]]:
     """Return the ids of the hidden alloys that a round generated, labelled, and hit with."""
     from stores.queries import structures_by_id
 
-    hidden = alloys(mode)[1]
+    hidden = alloys(limit)[1]
     crystals = structures_by_id(s["structure_id"] for s in own)
     generated = {matching(crystals[s["structure_id"]], hidden) for s in own} - {None}
     labelled = {hits[s["candidate_id"]]["alloy"] for s in labels} - {None}
@@ -365,33 +380,31 @@ def hidden_found(own: Sequence[Row], labels: Sequence[Row], hits: dict[str, Row]
     return {name: sorted(str(i) for i in ids) for name, ids in found.items()}
 
 
-def better_hits(labels: Sequence[Row], hits: dict[str, Row], mode: str, folder: Path) -> int | None:
+def better_hits(labels: Sequence[Row], hits: dict[str, Row], limit: float, folder: Path) -> int:
     """Return the hits that are no packaged alloy and nearer to the target than the nearest hidden one by the judge."""
-    if mode != "hard":
-        return None
     chosen = [s for s in labels if hits[s["candidate_id"]]["hit"] and hits[s["candidate_id"]]["alloy"] is None]
     if not chosen:
         return 0
-    nearest = min(abs(value - TARGET) for value in hidden_values(folder).values())
+    nearest = min((abs(value - TARGET) for value in hidden_values(folder, limit).values()), default=0.0)
     return sum(abs(s["stages"]["dft"]["value"] - TARGET) < nearest for s in chosen)
 
 
-def hidden_values(folder: Path) -> dict[str, float]:
+def hidden_values(folder: Path, limit: float) -> dict[str, float]:
     """Return the judge's bulk modulus in GPa of the hidden alloys whose PBE label is near, computed once per folder."""
     from inv_design.datasets.mp_binaries import load_mp_binaries
 
-    path = folder / "hidden-chgnet.json"
+    path = folder / f"hidden-above-{limit:g}.json"
     if not path.exists():
         labels = {e.source_id: e.labels["bulk_modulus_vrh"] for e in load_mp_binaries()}
-        crystals = {i: crystal for group in alloys("hard")[1].values() for i, crystal in group}
+        crystals = {i: crystal for group in alloys(limit)[1].values() for i, crystal in group}
         crystals = {i: c for i, c in crystals.items() if abs(labels[i] - TARGET) <= TOLERANCE * TARGET}
         path.write_text(json.dumps(equations_of_state(crystals)))
     return {k: v["value"] for k, v in json.loads(path.read_text()).items() if v["value"] is not None}
 
 
 @cache
-def alloys(mode: str) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Return (start set, hidden alloys): reduced formula -> [(source id, crystal)]."""
+def alloys(limit: float) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Return (start set, alloys above ``limit`` GPa): reduced formula -> [(source id, crystal)]."""
     from inv_design.config import DataConfig
     from inv_design.datasets.mp_binaries import filter_dataset, load_mp_binaries
     from inv_design.structures.elements import expand_elements
@@ -404,7 +417,7 @@ def alloys(mode: str) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     start: dict[str, list[Any]] = defaultdict(list)
     hidden: dict[str, list[Any]] = defaultdict(list)
     for entry in entries:
-        group = hidden if mode == "hard" and entry.labels["bulk_modulus_vrh"] > HIDDEN_ABOVE else start
+        group = hidden if entry.labels["bulk_modulus_vrh"] > limit else start
         group[entry.structure.composition.reduced_formula].append((entry.source_id, entry.structure))
     return dict(start), dict(hidden)
 
@@ -489,7 +502,7 @@ def command(options: argparse.Namespace) -> str:
     """Return the command of a row, without the folders of the machine that ran it."""
     shown = ["--mode", options.mode, "--arms", *options.arms, "--seeds", *map(str, options.seeds)]
     for name in SETTINGS[1:]:
-        shown += [f"--{name}", str(getattr(options, name))]
+        shown += [f"--{name.replace('_', '-')}", f"{getattr(options, name):g}"]
     return shlex.join(["python", "benchmarks/active_learning.py", *shown])
 
 
@@ -585,7 +598,7 @@ def arm_summary(arm: str, runs: dict[tuple[str, int], list[Row]], budget: int) -
             kind: over_seeds(lambda run, k=kind: len({i for row in run for i in row["hidden"][k]}))  # type: ignore[misc]
             for kind in ("generated", "labelled", "hits")
         },
-        "better_than_hidden": over_seeds(lambda run: sum(row["new_hits_better_than_hidden"] or 0 for row in run)),
+        "better_than_hidden": over_seeds(lambda run: sum(row["new_hits_better_than_hidden"] for row in run)),
     }
     return record | {"against": {b: against(curves, runs, b, budget) for b in BASELINES if b != arm}}
 
@@ -641,7 +654,7 @@ def finite(value: float) -> float | str | None:
 def print_tables(rows: list[Row], options: argparse.Namespace) -> None:
     """Print the final tables."""
     table = summary(rows, options)
-    start, hidden = alloys(options.mode)
+    start, hidden = alloys(options.hidden_above)
     sizes = [sum(map(len, group.values())) for group in (start, hidden)]
     print(f"\n{options.mode}: {sizes[0]} alloys to start from, {sizes[1]} hidden")
     print("arm                    seeds  labels  hits  per label (min-max)     per label allowed  by round")
