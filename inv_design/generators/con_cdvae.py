@@ -115,7 +115,7 @@ class ConCDVAE(SavedAsBytes):
         crystals, targets, further = self._canonical(structures, values, further)
         settings, scale = self.settings, 1.0 if budget is None else budget
         self._fitted, self.remembered = False, {}
-        held = _held_out(len(crystals), settings.validation, seed)
+        held = held_out(len(crystals), settings.validation, seed)
         trained = np.setdiff1d(np.arange(len(crystals)), held)
         volumes = fit_atomic_volumes(crystals)
         self.property = property
@@ -619,6 +619,35 @@ class ConCDVAE(SavedAsBytes):
         width = next((len(v) for v in vectors if v is not None), 0)
         return np.array([np.full(width, np.nan) if v is None else v for v in vectors])
 
+    @torch.no_grad()
+    def reconstruct(
+        self, structures: Sequence[Structure], values: Sequence[float], *, seed: int = 0
+    ) -> list[Structure]:
+        """Return each crystal decoded again from its latent vector, its own composition and its own lattice.
+
+        ``values`` are the property (n,), which the latent vectors are conditioned on.
+
+        Raises
+        ------
+        RuntimeError
+            If the generator was not fitted before.
+        """
+        if not self._fitted:
+            raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file")
+        crystals, targets, _ = self._canonical(structures, values)
+        numbers = torch.as_tensor(padded_numbers(crystals))
+        zc = torch.zeros(len(crystals), self.networks.shapes.latent)
+        for part in make_parts(crystals, targets, self.scaling):
+            mean, _ = self.networks.encoder(part.coords, part.cells)
+            zc[part.index] = self.networks.heads.latent(mean, part.values, torch.ones(len(mean), dtype=torch.bool))
+        drafts = Drafts(
+            numbers=numbers,
+            lengths=torch.tensor(np.stack([c.lengths for c in crystals]), dtype=torch.float32),
+            angles=torch.tensor(np.stack([c.angles for c in crystals]), dtype=torch.float32),
+            predicted=targets, deviation=np.zeros(len(crystals)), cost=np.zeros(len(crystals)), zc=zc,
+        )  # fmt: skip
+        return [structure for structure, *_ in self._place(drafts, torch.Generator().manual_seed(seed))]
+
     def avoiding(self, structures: Sequence[Structure]) -> ConCDVAE:
         """Return a generator that shares the trained parts and refuses these crystals too, as if they were known."""
         other = self.with_settings()
@@ -667,7 +696,7 @@ class _Best:
             module.load_state_dict(state)
 
 
-def _held_out(count: int, share: float, seed: int) -> np.ndarray:
+def held_out(count: int, share: float, seed: int) -> np.ndarray:
     """Return the indices of the validation crystals; none below 40 crystals."""
     if count < 40:
         return np.zeros(0, dtype=int)

@@ -176,6 +176,14 @@ def test_one_crystal_can_be_overfitted():
     assert generator.with_settings(novel=True, attempts=2).sample(8, Condition({K: 120.0})) == []
 
 
+def test_crystals_are_put_back_together(packaged):
+    known = [c.to_structure() for c in packaged.crystals[5:400:40]]
+    values = packaged.values[5:400:40]
+    found = packaged.reconstruct(known, values, seed=1)
+    assert [s.formula for s in found] == [s.formula for s in known]
+    assert np.mean([MATCHER.fit(a, b) for a, b in zip(known, found, strict=True)]) >= 0.8
+
+
 def test_a_tiny_data_set_is_reproduced():
     cells = [
         (3.1, ["Ti", "Al"], [[0, 0, 0], [0.5, 0.5, 0.5]], 110.0),
