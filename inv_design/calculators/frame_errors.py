@@ -54,16 +54,16 @@ def errors_of(evaluator: MaceEvaluator, frames: Sequence[Frame]) -> Errors:
 
 
 def bulk_modulus(volumes: Sequence[float], pressures: Sequence[float]) -> float:
-    """Return K = -dP/d(ln V) in GPa at zero pressure, of a parabola through P (GPa) over ln V.
+    """Return K = -dP/d(ln V) in GPa at zero pressure, of a cubic through P (GPa) over ln V (fewer points: a parabola).
 
     Where the pressure does not vanish within the volumes, K at the end nearest to zero pressure.
     """
     x = np.log(volumes)
-    curve = np.polynomial.Polynomial.fit(x, pressures, 2)
-    roots = [root.real for root in curve.roots() if abs(root.imag) < 1e-9 and x.min() <= root.real <= x.max()]
-    ends = (float(x.min()), float(x.max()))
-    at = roots[0] if roots else min(ends, key=lambda end: abs(curve(end)))
-    return -float(curve.deriv()(at))
+    curve = np.polynomial.Polynomial.fit(x, pressures, 3 if len(x) > 4 else 2)
+    roots = [float(root.real) for root in curve.roots() if abs(root.imag) < 1e-9 and x.min() <= root.real <= x.max()]
+    if roots:
+        return -float(curve.deriv()(min(roots, key=lambda root: abs(root - x.mean()))))
+    return -float(curve.deriv()(min((x.min(), x.max()), key=lambda end: abs(curve(end)))))
 
 
 def _curves(frames: Sequence[Frame]) -> list[tuple[list[float], list[int], float]]:

@@ -52,7 +52,9 @@ def replay_frames(teacher: MaceEvaluator, n: int, *, seed: int, exclude: Collect
     ValueError
         If frames are asked for and no packaged alloys consist of the teacher's elements.
     """
-    crystals = _crystals(set(teacher.atomic_numbers), set(exclude))
+    rng = np.random.default_rng([seed, 1])
+    n_aside = math.ceil(n / 10)
+    crystals = _crystals(set(teacher.atomic_numbers), set(exclude), rng, CURVES + n_aside + n)
     if len(crystals) < 3:
         if n:
             raise ValueError(
@@ -60,32 +62,39 @@ def replay_frames(teacher: MaceEvaluator, n: int, *, seed: int, exclude: Collect
                 "parent's elements; use replay 0"
             )
         return Replay()
-    rng = np.random.default_rng([seed, 1])
-    order = [crystals[i] for i in rng.permutation(len(crystals))]
-    n_curves = min(CURVES, len(order) // 3)
-    n_aside = max(1, (len(order) - n_curves) // 10)
-    curves, aside, learned = order[:n_curves], order[n_curves : n_curves + n_aside], order[n_curves + n_aside :]
+    n_curves = min(CURVES, len(crystals) // 3)
+    last = n_curves + max(1, min(n_aside, len(crystals) // 3))
+    curves, aside, learned = crystals[:n_curves], crystals[n_curves:last], crystals[last:]
 
     def deformed(pool: list[tuple[str, Structure]], count: int) -> list[tuple[str, Structure]]:
         return [(pool[i % len(pool)][0], _deformed(pool[i % len(pool)][1], rng)) for i in range(count)]
 
     return Replay(
         _labelled(teacher, deformed(learned, n)),
-        _labelled(teacher, deformed(aside, math.ceil(n / 10))),
+        _labelled(teacher, deformed(aside, n_aside)),
         _labelled(teacher, [(group, _scaled(crystal, s)) for group, crystal in curves for s in CURVE_STRAINS]),
     )
 
 
-def _crystals(atomic_numbers: set[int], exclude: set[str]) -> list[tuple[str, Structure]]:
-    """Return (id, primitive cell) of the small packaged alloys of these elements."""
+def _crystals(
+    atomic_numbers: set[int], exclude: set[str], rng: np.random.Generator, most: int
+) -> list[tuple[str, Structure]]:
+    """Return (id, primitive cell) of ``most`` small packaged alloys of these elements at most, in random order."""
     from inv_design.datasets.mp_binaries import load_alloys
 
-    cells = [
-        (alloy.source_id, alloy.structure.get_primitive_structure())
+    alloys = [
+        alloy
         for alloy in load_alloys()
         if alloy.chemsys not in exclude and {e.Z for e in alloy.structure.composition.elements} <= atomic_numbers
     ]
-    return [(identity, cell) for identity, cell in cells if len(cell) <= MAX_SITES]
+    cells: list[tuple[str, Structure]] = []
+    for i in rng.permutation(len(alloys)):
+        if len(cells) == most:
+            break
+        cell = alloys[i].structure.get_primitive_structure()
+        if len(cell) <= MAX_SITES:
+            cells.append((alloys[i].source_id, cell))
+    return cells
 
 
 def _labelled(teacher: MaceEvaluator, configurations: Sequence[tuple[str, Structure]]) -> list[Frame]:
