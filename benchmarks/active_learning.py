@@ -18,7 +18,8 @@ guiding CGCNN, as Li et al. 2025 do, and CHGNet's E(V) after relaxation, which g
     OMP_NUM_THREADS=1 python benchmarks/active_learning.py --mode hard [--arms con_cdvae substitution] [--seeds 0 1 2]
 
 Every row is stored when it is done; with --cache a killed run goes on where it stopped, and the models of round 0 are
-trained once per mode and seed. Use a new folder for another version of the code.
+trained once per mode and seed. Use a new folder for another version of the code. Several processes may share both the
+folder and the result file if each has seeds or arms of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import tempfile
 import time
 import warnings
@@ -69,7 +71,7 @@ MODES: dict[str, dict[str, Any]] = {
         "rounds": 4,
         "samples": 60,
         "budget": 12,
-        "judged": 12,
+        "judged": 8,
         "output": RESULTS / "hard_mode.json",
     },
 }
@@ -90,11 +92,9 @@ def main() -> None:
         for seed in options.seeds:
             for arm in options.arms:
                 for row in run_arm(arm, seed, options, folder, rows):
-                    rows = [r for r in rows if place(r) != place(row)] + [row]
-                    rows.sort(key=place)
-                    store(rows, options)
+                    store(row, options)
                     print(render(row), flush=True)
-    print_tables(rows, options)
+    print_tables(stored_rows(options), options)
 
 
 def parse_options() -> argparse.Namespace:
@@ -148,7 +148,7 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
     if arm in ("substitution", "random"):
         generator["name"] = "substitution"
     if arm == "random":  # a pool as large as the sample leaves nothing to rank; labels are drawn by this script
-        count = min(options.samples, options.relaxed)
+        count = 3 * options.budget
         generator |= {"samples_per_round": count, "chunk": count, "settings": {"pool": count}}
         predictor |= {"tolerance": ANYTHING}
         mlip, budget = {"tolerance": ANYTHING}, 0
@@ -207,21 +207,27 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, folder: str, rows:
 
 def copy_data(config: CampaignConfig, base: Path, root: Path) -> None:
     """Start a campaign's database as a copy of one that holds the reference data, which is the same for all."""
-    import shutil
-
     from fireworks_specs.execution import ingest_data
     from stores.connection import connect
 
     if root.exists():
         return
-    if not (base / "ingested").exists():
-        with connect("embedded", root=base):
+    if not base.exists():
+        made = Path(tempfile.mkdtemp(dir=base.parent))
+        with connect("embedded", root=made):
             ingest_data(config)
-        (base / "ingested").touch()
-    partial = root.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("*.lock", "ingested"))
-    partial.rename(root)
+        move(made, base)
+    partial = Path(tempfile.mkdtemp(dir=root.parent))
+    shutil.copytree(base, partial, ignore=shutil.ignore_patterns("*.lock"), dirs_exist_ok=True)
+    move(partial, root)
+
+
+def move(made: Path, place: Path) -> None:
+    """Move a folder to its place, unless another process was faster."""
+    try:
+        made.rename(place)
+    except OSError:
+        shutil.rmtree(made)
 
 
 def plant_models(config: CampaignConfig, folder: Path) -> None:
@@ -519,11 +525,12 @@ def stored_rows(options: argparse.Namespace) -> list[Row]:
     return earlier["rows"] if earlier["settings"] == settings_of(options) else []
 
 
-def store(rows: list[Row], options: argparse.Namespace) -> None:
-    """Write the rows and their summary."""
+def store(row: Row, options: argparse.Namespace) -> None:
+    """Put one row into the result file, beside those that other processes have stored meanwhile."""
+    rows = sorted([*(r for r in stored_rows(options) if place(r) != place(row)), row], key=place)
     result = {"settings": settings_of(options), "summary": summary(rows, options), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_suffix(".partial")
+    partial = options.output.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(options.output)
 
