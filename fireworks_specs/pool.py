@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    from pymatgen.core import Structure
 
 _pool: ProcessPoolExecutor | None = None
-_ATTEMPTS = 2
+CHUNK = 8
+"""Crystals that a worker computes in one batch."""
 
 
 def worker_count() -> int:
@@ -32,35 +36,77 @@ def map_unordered(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (index, result) of ``function(**arguments[index])`` as they finish.
 
-    A worker that dies takes down the pool: what it had not finished is tried once more in a new pool, and what then
-    still fails comes back as a failed record.
+    A worker that dies takes down the pool: what it had not finished is tried once more, each alone in the pool, and
+    what then still kills its worker comes back as a failed record.
     """
-    from inv_design.mechanics.stages import failed
-
-    todo = list(range(len(arguments)))
-    if worker_count() == 1 or len(todo) <= 1:
-        for index in todo:
+    if worker_count() == 1 or len(arguments) <= 1:
+        for index in range(len(arguments)):
             yield index, function(**arguments[index])
         return
-    for attempt in range(_ATTEMPTS):
-        futures = {}
-        try:
-            futures = {_executor().submit(function, **arguments[index]): index for index in todo}
-            for future in as_completed(futures):
-                index = futures[future]
-                result = future.result()
+    yield from _map_chunks(function, arguments, [[i] for i in range(len(arguments))])
+
+
+def map_structures(
+    measure: Callable[..., Iterator[tuple[int, dict[str, Any]]]],
+    structures: Sequence[Structure],
+    *,
+    calculator: str,
+    **options: Any,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (index, record) of ``measure(structures, calculator=calculator, **options)`` as they finish.
+
+    Each worker process gets chunks of ``CHUNK`` crystals if the calculator evaluates batches, else one by one: a
+    process that is killed loses its running chunk at most. Dead workers as in :func:`map_unordered`.
+    """
+    from inv_design.calculators.registry import supports_batches
+
+    if (workers := worker_count()) == 1 or len(structures) <= 1:
+        yield from measure(structures, calculator=calculator, **options)
+        return
+    size = min(CHUNK, -(-len(structures) // workers)) if supports_batches(calculator) else 1
+    chunks = [list(range(i, min(i + size, len(structures)))) for i in range(0, len(structures), size)]
+    arguments = [{"structure": s, "calculator": calculator, **options} for s in structures]
+    yield from _map_chunks(measure, arguments, chunks)
+
+
+def _map_chunks(
+    function: Callable[..., Any], arguments: Sequence[dict[str, Any]], chunks: list[list[int]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    from inv_design.mechanics.stages import failed
+
+    todo = {index for chunk in chunks for index in chunk}
+    futures: dict[Future[list[Any]], list[int]] = {}
+    try:
+        futures = {_executor().submit(_run_chunk, function, [arguments[i] for i in c]): c for c in chunks}
+        for future in as_completed(futures):
+            for index, result in zip(futures[future], future.result(), strict=True):
                 todo.remove(index)
                 yield index, result
-            return
+        return
+    except BrokenProcessPool:
+        close()
+    except BaseException:  # Ctrl-C or a closed generator: do not leave a queue behind
+        for future in futures:
+            future.cancel()
+        raise
+    for index in sorted(todo):  # one at a time: only who kills the worker is blamed for it
+        try:
+            (result,) = _executor().submit(_run_chunk, function, [arguments[index]]).result()
         except BrokenProcessPool:
             close()
-            if attempt == _ATTEMPTS - 1:
-                for index in todo:
-                    yield index, failed("the worker process died twice (out of memory?)")
-        except BaseException:  # Ctrl-C or a closed generator: do not leave a queue behind
-            for future in futures:
-                future.cancel()
-            raise
+            result = failed("the worker process died twice (out of memory?)")
+        yield index, result
+
+
+def _run_chunk(function: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
+    """Return the results of one chunk, in its order; of a function for many crystals by one call."""
+    from inspect import isgeneratorfunction
+
+    if not isgeneratorfunction(function):
+        return [function(**arguments[0])]
+    structures = [a["structure"] for a in arguments]
+    found = dict(function(structures, **{k: v for k, v in arguments[0].items() if k != "structure"}))
+    return [found[index] for index in range(len(structures))]
 
 
 def close() -> None:

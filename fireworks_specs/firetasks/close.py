@@ -49,16 +49,18 @@ class CloseTask(CampaignTask):
         return [s.structure for s in found]
 
     def _judge(self, work: list[tuple[float, Any]]) -> dict[float, list[float]]:
-        from fireworks_specs.pool import map_unordered
-        from inv_design.mechanics.stages import measure_equation_of_state
+        from fireworks_specs.pool import map_structures
+        from inv_design.mechanics.stages import measure_equations_of_state
 
         config = self.config
-        arguments = [
-            {"structure": s, "calculator": config.stages.mlip.calculator, "strain": config.stages.dft.strain}
-            for _, s in work
-        ]
         values: dict[int, float] = {}
-        for done, (index, record) in enumerate(map_unordered(measure_equation_of_state, arguments), start=1):
+        records = map_structures(
+            measure_equations_of_state,
+            [s for _, s in work],
+            calculator=config.stages.mlip.calculator,
+            strain=config.stages.dft.strain,
+        )
+        for done, (index, record) in enumerate(records, start=1):
             if record["state"] == "completed":
                 values[index] = record["results"]["bulk_modulus_vrh"]
             report(f"round {self['round']}: evaluation, judge", done, len(work))

@@ -20,9 +20,9 @@ class ElasticTask(CampaignTask):
 
     def work(self) -> None:
         """Compute what has no result under the protocol yet."""
-        from fireworks_specs.pool import map_unordered
+        from fireworks_specs.pool import map_structures
         from fireworks_specs.protocols import mlip_protocol
-        from inv_design.mechanics.stages import failed, measure_elasticity
+        from inv_design.mechanics.stages import failed, measure_elasticities
 
         stage = self.config.stages.mlip
         protocol = mlip_protocol(self.config)
@@ -34,18 +34,16 @@ class ElasticTask(CampaignTask):
                 record, missing, kind="elastic", method="mlip", protocol=protocol, provenance=self.provenance([])
             )
         ids = [i for i in todo if i in structures]
-        arguments = [
-            {
-                "structure": structures[i],
-                "calculator": stage.calculator,
-                "fmax": stage.fmax,
-                "max_steps": stage.max_steps,
-                "keep_structure": stage.keep_structure,
-            }
-            for i in ids
-        ]
         text = f"round {self['round']}: stage II, {stage.calculator}"
-        for done, (index, record) in enumerate(map_unordered(measure_elasticity, arguments), start=1):
+        records = map_structures(
+            measure_elasticities,
+            [structures[i] for i in ids],
+            calculator=stage.calculator,
+            fmax=stage.fmax,
+            max_steps=stage.max_steps,
+            keep_structure=stage.keep_structure,
+        )
+        for done, (index, record) in enumerate(records, start=1):
             insert_result(
                 record,
                 ids[index],

@@ -80,6 +80,11 @@ def get_calculator(name: str, **options: Any) -> Calculator:
     return _loaded[key]
 
 
+def supports_batches(name: str) -> bool:
+    """Return whether a name stands for a calculator that evaluates many crystals in one pass; nothing is loaded."""
+    return name in FOUNDATION or _weights_path(name) is not None
+
+
 def calculator_protocol(name: str, **options: Any) -> dict[str, Any]:
     """Return everything that determines the numbers of a calculator, JSON-able and the same on every machine.
 

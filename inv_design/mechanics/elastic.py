@@ -1,4 +1,4 @@
-"""Elastic tensor from the stresses of small strains, all of them in one batch where the calculator can."""
+"""Elastic tensors from the stresses of small strains, those of many crystals in one batch where the calculator can."""
 
 from __future__ import annotations
 
@@ -6,23 +6,34 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from inv_design.mechanics.born import born_stable
-from inv_design.mechanics.evaluate import GPA_PER_EV_A3, evaluate, to_atoms
-from inv_design.mechanics.flags import elastic_flags, symmetry_residual
+from inv_design.mechanics.eos import fit_birch_murnaghan
+from inv_design.mechanics.evaluate import GPA_PER_EV_A3, to_atoms
+from inv_design.mechanics.flags import elastic_flags, mismatch_flags
+from inv_design.mechanics.lockstep import run_in_order
 from inv_design.mechanics.records import plain_fields
+from inv_design.mechanics.symmetry import crystal_symmetry, spanning, to_mandel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from ase import Atoms
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
     from inv_design.mechanics.evaluate import Evaluation
+    from inv_design.mechanics.lockstep import Work
+    from inv_design.mechanics.symmetry import CrystalSymmetry
 
 NAN = float("nan")
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+# Voigt's unit strains as tensors (6, 3, 3): a shear of gamma is gamma / 2 on both sides of the diagonal
+DIRECTIONS = np.array([voigt_6_to_full_3x3_stress(row * [1, 1, 1, 0.5, 0.5, 0.5]) for row in np.eye(6)])
+VOLUME_STRAINS = np.array([-0.04, -0.02, 0.0, 0.02, 0.04])  # linear, of the E(V) that checks the tensor
 FORCE_TOLERANCE = 1e-3  # eV/Å at the largest strain; below it relaxing the ions changes no elastic constant visibly
 DISPLACEMENT = 0.01  # Å
+OPPOSITE = 0.05  # how far a unit vector may be from the opposite of another
 SOFT_MODE = 0.02  # eV/Å^2; metals' optical modes have 1 to 30
 
 
@@ -36,12 +47,15 @@ class ElasticResult:
         C (6, 6) in Voigt notation and the Cartesian frame of the crystal's cell, GPa; symmetric.
     bulk_modulus_voigt, bulk_modulus_reuss, bulk_modulus_vrh
         K as upper bound, lower bound and their mean, GPa.
+    bulk_modulus_clamped, bulk_modulus_eos
+        K_Voigt of the clamped-ion tensor and K of E(V) over ±4 % linear strain, GPa: the same quantity twice.
     shear_modulus_voigt, shear_modulus_reuss, shear_modulus_vrh
         G likewise, GPa.
     born_stable, eigenvalues
         Whether all eigenvalues of C are positive; the eigenvalues in GPa, ascending.
     symmetry_residual
-        Relative distance of C from its average over the crystal's point group.
+        Relative misfit of the measured stresses and the tensor that has the crystal's symmetry, or the asymmetry of
+        the tensor without it, whichever is larger.
     linear_residual
         Largest relative deviation of a stress from its straight line.
     reference_pressure, reference_max_force
@@ -59,6 +73,8 @@ class ElasticResult:
     bulk_modulus_voigt: float = NAN
     bulk_modulus_reuss: float = NAN
     bulk_modulus_vrh: float = NAN
+    bulk_modulus_clamped: float = NAN
+    bulk_modulus_eos: float = NAN
     shear_modulus_voigt: float = NAN
     shear_modulus_reuss: float = NAN
     shear_modulus_vrh: float = NAN
@@ -80,64 +96,93 @@ class ElasticResult:
 def elastic_tensor(
     structure: Structure, calculator: Calculator, *, strain: float = 0.01, relax_ions: bool = True
 ) -> ElasticResult:
-    """Return the elastic tensor of a relaxed crystal; a failure is a result with its error.
+    """Return the elastic tensor of one relaxed crystal; see :func:`elastic_tensors`."""
+    return next(elastic_tensors([structure], calculator, strain=strain, relax_ions=relax_ions))
 
-    Each of the six Voigt strains is applied with -strain, -strain/2, strain/2, strain (engineering shear: gamma), and
-    the slope of the Cauchy stress is fitted. Where the strains make forces, the ions' relaxation enters by linear
-    response, C = C_clamped - Lambda^T Phi^-1 Lambda / V (Wu, Vanderbilt and Hamann, Phys. Rev. B 72, 035105 (2005),
-    eq. 18), with Lambda the forces per strain and Phi the force constants at the zone centre, from displacements.
+
+def elastic_tensors(
+    structures: Iterable[Structure],
+    calculator: Calculator,
+    *,
+    strain: float = 0.01,
+    relax_ions: bool = True,
+    batch: int = 16,
+) -> Iterator[ElasticResult]:
+    """Yield the elastic tensor of each relaxed crystal, in the order given; a failure is a result with its error.
+
+    Strains are applied with -strain, -strain/2, strain/2, strain (engineering shear: gamma), and the slope of the
+    Cauchy stress is fitted; of the six Voigt strains only those from which the crystal's symmetry gives the others.
+    Where the strains make forces, the ions' relaxation enters by linear response,
+    C = C_clamped - Lambda^T Phi^-1 Lambda / V (Wu, Vanderbilt and Hamann, Phys. Rev. B 72, 035105 (2005), eq. 18), with
+    Lambda the forces per strain and Phi the force constants at the zone centre, from displacements. The energies of
+    four other volumes give the modulus of E(V), which must agree with that of the clamped-ion tensor.
 
     Parameters
     ----------
-    structure
-        A crystal at its minimum for ``calculator`` (see :func:`~inv_design.mechanics.relax.relax_structure`).
+    structures
+        Crystals at their minimum for ``calculator`` (see :func:`~inv_design.mechanics.relax.relax_structures`).
     strain
         Largest strain, relative: 0.005 to 0.01 for smooth potentials, 0.02 or more for CHGNet, which is wavy below.
     relax_ions
         ``False`` gives the clamped-ion tensor.
+    batch
+        Crystals whose strained cells are evaluated together where the calculator can.
     """
+    works = (elasticity(structure, strain=strain, relax_ions=relax_ions) for structure in structures)
+    yield from run_in_order(works, calculator, batch=batch)
+
+
+def elasticity(structure: Structure, *, strain: float = 0.01, relax_ions: bool = True) -> Work[ElasticResult]:
+    """Compute one tensor, for :mod:`inv_design.mechanics.lockstep`; parameters as in :func:`elastic_tensors`."""
     try:
-        return _elastic_tensor(structure, calculator, strain, relax_ions)
+        return (yield from _elasticity(structure, strain, relax_ions))
     except Exception as error:
         return _failure(f"{type(error).__name__}: {error}")
 
 
-def _elastic_tensor(structure: Structure, calculator: Calculator, strain: float, relax_ions: bool) -> ElasticResult:
+def _elasticity(structure: Structure, strain: float, relax_ions: bool) -> Work[ElasticResult]:
     if not 0 < strain < 0.2:
         raise ValueError(f"a strain of {strain}; give a fraction such as 0.01")
     reference = to_atoms(structure)
+    symmetry = crystal_symmetry(structure)
+    orbits = np.array([to_mandel(symmetry.turned(direction)) for direction in DIRECTIONS])
+    chosen = spanning(orbits)
     magnitudes = strain * np.array([-1.0, -0.5, 0.5, 1.0])
-    strained = [_strained(reference, direction, size) for direction in range(6) for size in magnitudes]
-    start, *evaluations = evaluate(calculator, [reference, *strained])
+    strained = [_deformed(reference, np.eye(3) + size * DIRECTIONS[d]) for d in chosen for size in magnitudes]
+    scaled = [_deformed(reference, scale * np.eye(3)) for scale in 1 + VOLUME_STRAINS if scale != 1]
+    start, *evaluations = yield [reference, *strained, *scaled]
     for evaluation in (start, *evaluations):
         if evaluation.error is not None:
             return _failure(evaluation.error)
-    shape = (6, len(magnitudes), -1)
-    tensor, linear_residual = _slopes(magnitudes, np.array([e.stress for e in evaluations]).reshape(shape))
-    softest = float("nan")
-    if relax_ions:
-        response, _ = _slopes(magnitudes, np.array([e.forces.ravel() for e in evaluations]).reshape(shape))
-        if len(reference) > 1 and strain * np.abs(response).max() > FORCE_TOLERANCE:
-            softening, softest = _ion_softening(reference, calculator, response)
-            tensor = tensor - softening
-    return _result(tensor * GPA_PER_EV_A3, structure, linear_residual, start, softest)
+    under_strain, under_pressure = evaluations[: len(strained)], evaluations[len(strained) :]
+    shape = (len(chosen), len(magnitudes), -1)
+    stresses, linear_residual = _slopes(magnitudes, np.array([e.stress for e in under_strain]).reshape(shape))
+    forces, _ = _slopes(magnitudes, np.array([e.forces.ravel() for e in under_strain]).reshape(shape))
+    tensor, response, residual = _all_directions(symmetry, chosen, stresses, forces)
+    clamped, softest = tensor, NAN
+    if relax_ions and len(reference) > 1 and strain * np.abs(forces).max() > FORCE_TOLERANCE:
+        constants = yield from _force_constants(reference, symmetry, start)
+        softening, softest = _ion_softening(constants, response, reference.get_volume())
+        tensor = tensor - softening
+    return _result(
+        tensor * GPA_PER_EV_A3,
+        clamped_bulk_modulus=voigt_average(clamped)[0] * GPA_PER_EV_A3,
+        eos_bulk_modulus=_eos_bulk_modulus(reference, start, scaled, under_pressure),
+        symmetry_residual=residual,
+        linear_residual=linear_residual,
+        reference=start,
+        softest=softest,
+    )
 
 
-def _strained(atoms: Atoms, direction: int, size: float) -> Atoms:
-    """Return the crystal under one Voigt strain; a shear of gamma is gamma/2 on both sides of the diagonal."""
-    deformation = np.eye(3)
-    i, j = VOIGT[direction]
-    if i == j:
-        deformation[i, i] += size
-    else:
-        deformation[i, j] = deformation[j, i] = size / 2
+def _deformed(atoms: Atoms, deformation: np.ndarray) -> Atoms:
     out = atoms.copy()
     out.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
     return out
 
 
 def _slopes(magnitudes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return (slope over strain (6, k), largest relative residual) of values (6 directions, m magnitudes, k).
+    """Return (slope over strain (d, k), largest relative residual) of values (d directions, m magnitudes, k).
 
     The fit takes an intercept (a reference with some residual stress) and a quadratic term (a third-order constant);
     neither reaches the slope, because the magnitudes are symmetric about zero.
@@ -153,72 +198,143 @@ def _slopes(magnitudes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, flo
     return np.array(rows), worst
 
 
-def _ion_softening(atoms: Atoms, calculator: Calculator, response: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return (Lambda^T Phi^-1 Lambda / V (6, 6) in eV/Å^3, least eigenvalue of Phi in eV/Å^2 without translations).
+def _all_directions(
+    symmetry: CrystalSymmetry, chosen: Sequence[int], stresses: np.ndarray, forces: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return (clamped tensor (6, 6) in eV/Å^3, forces per strain (6, 3n) in eV/Å, relative misfit).
 
-    ``response`` is Lambda^T (6, 3n) in eV/Å, the forces per unit strain.
+    The slopes of the chosen strains hold, turned, for all their images; the responses to the six Voigt strains are the
+    linear fit to all of them. What the fit leaves, or leaves asymmetric, is no tensor of this crystal.
     """
+    strains, answers = [], []
+    for direction, stress, force in zip(chosen, stresses, forces, strict=True):
+        strains.append(to_mandel(symmetry.turned(DIRECTIONS[direction])))
+        turned = to_mandel(symmetry.turned(voigt_6_to_full_3x3_stress(stress)))
+        moved = symmetry.moved(force.reshape(-1, 3)).reshape(len(turned), -1)
+        answers.append(np.concatenate([turned, moved], axis=1))
+    rows, values = np.concatenate(strains), np.concatenate(answers)
+    fitted, *_ = np.linalg.lstsq(rows, values, rcond=None)
+    norm = float(np.linalg.norm(values[:, :6]))
+    misfit = float(np.linalg.norm((rows @ fitted - values)[:, :6])) / norm if norm > 0 else 0.0
+    mandel = fitted[:, :6]
+    asymmetry = float(np.linalg.norm(mandel - mandel.T)) / 2 / max(float(np.linalg.norm(mandel)), 1e-300)
+    weights = np.array([1.0] * 3 + [np.sqrt(0.5)] * 3)  # a Mandel coefficient is sqrt(2) times Voigt's stress
+    tensor = (mandel + mandel.T) / 2 * np.outer(weights, weights)
+    return tensor, fitted[:, 6:] * weights[:, None], max(misfit, asymmetry)
+
+
+def _force_constants(atoms: Atoms, symmetry: CrystalSymmetry, start: Evaluation) -> Work[np.ndarray]:
+    """Compute the force constants (3n, 3n) at the zone centre, eV/Å^2, from as few displacements as symmetry allows."""
     n = len(atoms)
+    sites = sorted(set(symmetry.permutations.min(axis=0)))
+    # moving all atoms together makes no force: the rows of one atom follow from the others'
+    alone = [i for i in sites if (symmetry.permutations[:, i] == i).all()]
+    implied = alone[-1] if alone else None
+    moves: list[tuple[int, np.ndarray]] = []
+    for site in sites:
+        if site == implied:
+            continue
+        images = symmetry.stabiliser(site).transpose(2, 0, 1)  # of x, y and z
+        for direction in spanning(images):
+            moves.append((site, np.eye(3)[direction]))
+            # symmetry may give the opposite displacement; otherwise it cancels the third-order constants
+            if np.linalg.norm(images[direction] + np.eye(3)[direction], axis=1).min() > OPPOSITE:
+                moves.append((site, -np.eye(3)[direction]))
     displaced = []
-    for coordinate in range(3 * (n - 1)):
-        for sign in (-1, 1):
-            moved = atoms.copy()
-            moved.positions[coordinate // 3, coordinate % 3] += sign * DISPLACEMENT
-            displaced.append(moved)
-    evaluations = evaluate(calculator, displaced)
-    for evaluation in evaluations:
+    for site, move in moves:
+        moved = atoms.copy()
+        moved.positions[site] += DISPLACEMENT * move
+        displaced.append(moved)
+    evaluations = yield displaced
+    squares, products = np.zeros((n, 3, 3)), np.zeros((n, 3, 3 * n))
+    for (site, move), evaluation in zip(moves, evaluations, strict=True):
         if evaluation.error is not None:
             raise ValueError(f"displacing an ion: {evaluation.error}")
-    forces = np.array([evaluation.forces.ravel() for evaluation in evaluations])
-    rows = -(forces[1::2] - forces[::2]) / (2 * DISPLACEMENT)
-    # moving all atoms together makes no force: the last atom's rows follow from the others'
-    constants = np.concatenate([rows, -rows.reshape(n - 1, 3, 3 * n).sum(axis=0)])
+        slope = -(evaluation.forces - start.forces) / DISPLACEMENT
+        images, to = symmetry.rotations @ move, symmetry.permutations[:, site]
+        answers = symmetry.moved(slope).reshape(len(images), -1)
+        np.add.at(squares, to, images[:, :, None] * images[:, None])
+        np.add.at(products, to, images[:, :, None] * answers[:, None])
+    constants = np.zeros((n, 3, 3 * n))
+    known = [i for i in range(n) if i != implied]
+    constants[known] = np.linalg.solve(squares[known], products[known])
+    if implied is not None:
+        constants[implied] = -constants.sum(axis=0)
+    flat = constants.reshape(3 * n, 3 * n)
+    return (flat + flat.T) / 2
+
+
+def _ion_softening(constants: np.ndarray, response: np.ndarray, volume: float) -> tuple[np.ndarray, float]:
+    """Return (Lambda^T Phi^-1 Lambda / V (6, 6) in eV/Å^3, least eigenvalue of Phi in eV/Å^2 without translations).
+
+    ``constants`` is Phi (3n, 3n) in eV/Å^2, ``response`` Lambda^T (6, 3n) in eV/Å, the forces per unit strain.
+    """
+    n = len(constants) // 3
     # a basis without the three translations, in which the force constants have an inverse
     translations = np.tile(np.eye(3), (n, 1)) / np.sqrt(n)
     basis = np.linalg.svd(translations)[0][:, 3:]
-    eigenvalues, vectors = np.linalg.eigh(basis.T @ ((constants + constants.T) / 2) @ basis)
+    eigenvalues, vectors = np.linalg.eigh(basis.T @ constants @ basis)
     projected = response @ basis @ vectors
     # a mode softer than the numerics resolve would divide by noise; it is flagged, and left clamped
     used = np.abs(eigenvalues) > SOFT_MODE
-    softening = (projected[:, used] / eigenvalues[used]) @ projected[:, used].T / atoms.get_volume()
+    softening = (projected[:, used] / eigenvalues[used]) @ projected[:, used].T / volume
     return softening, float(eigenvalues[0])
 
 
+def _eos_bulk_modulus(
+    atoms: Atoms, start: Evaluation, scaled: Sequence[Atoms], evaluations: Sequence[Evaluation]
+) -> float:
+    """Return the bulk modulus of E(V), GPa; NaN if the energies have no minimum."""
+    volumes = np.array([a.get_volume() for a in (atoms, *scaled)])
+    energies = np.array([e.energy for e in (start, *evaluations)])
+    try:
+        return fit_birch_murnaghan(volumes, energies).bulk_modulus
+    except ValueError:
+        return NAN
+
+
 def _result(
-    tensor: np.ndarray, structure: Structure, linear_residual: float, reference: Evaluation, softest: float
+    tensor: np.ndarray,
+    *,
+    clamped_bulk_modulus: float,
+    eos_bulk_modulus: float,
+    symmetry_residual: float,
+    linear_residual: float,
+    reference: Evaluation,
+    softest: float,
 ) -> ElasticResult:
-    asymmetry = float(np.linalg.norm(tensor - tensor.T)) / 2 / float(np.linalg.norm(tensor))
-    tensor = (tensor + tensor.T) / 2
-    residual = max(symmetry_residual(tensor, structure), asymmetry)
     stable, eigenvalues = born_stable(tensor)
     k_voigt, g_voigt = voigt_average(tensor)
     k_reuss, g_reuss = reuss_average(tensor)
     k_vrh, g_vrh = (k_voigt + k_reuss) / 2, (g_voigt + g_reuss) / 2
+    flags = elastic_flags(
+        bulk_modulus=k_vrh,
+        shear_modulus=g_vrh,
+        born_stable=stable,
+        symmetry_residual=symmetry_residual,
+        linear_residual=linear_residual,
+        reference_pressure=reference.pressure,
+        reference_max_force=reference.max_force,
+        softest_force_constant=softest,
+    )
     return ElasticResult(
         tensor=tensor,
         bulk_modulus_voigt=k_voigt,
         bulk_modulus_reuss=k_reuss,
         bulk_modulus_vrh=k_vrh,
+        bulk_modulus_clamped=clamped_bulk_modulus,
+        bulk_modulus_eos=eos_bulk_modulus,
         shear_modulus_voigt=g_voigt,
         shear_modulus_reuss=g_reuss,
         shear_modulus_vrh=g_vrh,
         born_stable=stable,
         eigenvalues=eigenvalues,
-        symmetry_residual=residual,
+        symmetry_residual=symmetry_residual,
         linear_residual=linear_residual,
         reference_pressure=reference.pressure,
         reference_max_force=reference.max_force,
         softest_force_constant=softest,
-        flags=elastic_flags(
-            bulk_modulus=k_vrh,
-            shear_modulus=g_vrh,
-            born_stable=stable,
-            symmetry_residual=residual,
-            linear_residual=linear_residual,
-            reference_pressure=reference.pressure,
-            reference_max_force=reference.max_force,
-            softest_force_constant=softest,
-        ),
+        flags=flags + mismatch_flags(clamped_bulk_modulus, eos_bulk_modulus),
     )
 
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inv_design.mechanics.evaluate import GPA_PER_EV_A3, evaluate, to_atoms
+from inv_design.mechanics.evaluate import GPA_PER_EV_A3, to_atoms
 from inv_design.mechanics.flags import eos_flags
+from inv_design.mechanics.lockstep import run_in_order
 from inv_design.mechanics.records import plain_fields
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
+
+    from inv_design.mechanics.lockstep import Work
 
 NAN = float("nan")
 
@@ -146,7 +149,7 @@ class EosResult:
 def equation_of_state(
     structure: Structure, calculator: Calculator, *, strain: float = 0.04, n_points: int = 7
 ) -> EosResult:
-    """Fit E(V) of a relaxed crystal, scaled isotropically with its fractional coordinates kept.
+    """Fit E(V) of one relaxed crystal, scaled isotropically with its fractional coordinates kept.
 
     Parameters
     ----------
@@ -157,6 +160,11 @@ def equation_of_state(
     n_points
         Number of volumes, at least 4.
     """
+    return next(run_in_order([volume_scan(structure, strain=strain, n_points=n_points)], calculator))
+
+
+def volume_scan(structure: Structure, *, strain: float = 0.04, n_points: int = 7) -> Work[EosResult]:
+    """Compute one E(V), for :mod:`inv_design.mechanics.lockstep`; parameters as in :func:`equation_of_state`."""
     try:
         atoms = to_atoms(structure)
         configurations = []
@@ -164,7 +172,7 @@ def equation_of_state(
             scaled = atoms.copy()
             scaled.set_cell(atoms.cell.array * scale, scale_atoms=True)
             configurations.append(scaled)
-        evaluations = evaluate(calculator, configurations)
+        evaluations = yield configurations
         for evaluation in evaluations:
             if evaluation.error is not None:
                 return _failure(evaluation.error)

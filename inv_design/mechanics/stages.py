@@ -1,42 +1,94 @@
-"""What stages II and III compute for one crystal: plain data in, one record of results out, never an exception."""
+"""What stages II and III compute for crystals: plain data in, one record of results out each, never an exception."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from pymatgen.core import Structure
+
+    from inv_design.mechanics.lockstep import Work
 
     Record = dict[str, Any]
 
+UNCONVERGED = "unconverged_relaxation"
 
-def measure_elasticity(
-    structure: Structure, *, calculator: str, fmax: float, max_steps: int, keep_structure: dict[str, float]
-) -> Record:
-    """Relax a crystal and compute its elastic tensor with a machine-learned potential (stage II).
+
+def measure_elasticity(structure: Structure, **options: Any) -> Record:
+    """Return the record of one crystal; see :func:`measure_elasticities`."""
+    return dict(measure_elasticities([structure], **options))[0]
+
+
+def measure_elasticities(
+    structures: Sequence[Structure], *, calculator: str, fmax: float, max_steps: int, keep_structure: dict[str, float]
+) -> Iterator[tuple[int, Record]]:
+    """Relax crystals and compute their elastic tensors with a machine-learned potential (stage II).
 
     Parameters
     ----------
     calculator
-        A name of :func:`inv_design.calculators.registry.get_calculator`.
+        A name of :func:`inv_design.calculators.registry.get_calculator`; one that evaluates batches serves several
+        crystals at once, and none of them changes another's numbers by more than rounding.
     fmax
         eV/Å, largest force after relaxation.
     keep_structure
         ``ltol``, ``stol``, ``angle_tol`` of the matcher that compares the crystal before and after relaxation.
 
-    Returns
-    -------
-    dict
-        ``state`` (completed or failed), ``results`` (moduli in GPa, ``volume_change`` relative, ``born_stable``,
-        ``relaxed``, ``structure_matched`` ...), ``flags``, ``error`` and ``structure`` (relaxed, or ``None``).
+    Yields
+    ------
+    tuple
+        (index, record) of each crystal as it finishes. A record has ``state`` (completed or failed), ``results``
+        (moduli in GPa, ``volume_change`` relative, ``born_stable``, ``relaxed``, ``structure_matched`` ...), ``flags``,
+        ``error`` and ``structure`` (relaxed, or ``None``).
     """
+    yield from _measured(
+        lambda s: _elasticity(s, fmax=fmax, max_steps=max_steps, keep_structure=keep_structure), structures, calculator
+    )
+
+
+def measure_equation_of_state(structure: Structure, **options: Any) -> Record:
+    """Return the record of one crystal; see :func:`measure_equations_of_state`."""
+    return dict(measure_equations_of_state([structure], **options))[0]
+
+
+def measure_equations_of_state(
+    structures: Sequence[Structure], *, calculator: str, strain: float, fmax: float = 0.02, max_steps: int = 300
+) -> Iterator[tuple[int, Record]]:
+    """Relax crystals and fit their equations of state E(V) over ±``strain`` (linear); the surrogate of stage III.
+
+    Yields
+    ------
+    tuple
+        As :func:`measure_elasticities`; ``bulk_modulus_vrh`` is the modulus of the E(V) fit in GPa.
+    """
+    yield from _measured(
+        lambda s: _equation_of_state(s, strain=strain, fmax=fmax, max_steps=max_steps), structures, calculator
+    )
+
+
+def _measured(
+    compute: Callable[[Structure], Work[Record]], structures: Sequence[Structure], calculator: str
+) -> Iterator[tuple[int, Record]]:
     from inv_design.calculators.registry import get_calculator
-    from inv_design.mechanics.elastic import elastic_tensor
-    from inv_design.mechanics.relax import relax_structure
+    from inv_design.mechanics.lockstep import run_together
 
     try:
         ase_calculator = get_calculator(calculator)
-        relaxed = relax_structure(structure, ase_calculator, fmax=fmax, max_steps=max_steps)
+    except Exception as error:
+        for index in range(len(structures)):
+            yield index, failed(f"{type(error).__name__}: {error}")
+        return
+    yield from run_together((compute(s) for s in structures), ase_calculator)
+
+
+def _elasticity(structure: Structure, *, fmax: float, max_steps: int, keep_structure: dict[str, float]) -> Work[Record]:
+    from inv_design.mechanics.elastic import elasticity
+    from inv_design.mechanics.relax import relaxation
+
+    try:
+        relaxed = yield from relaxation(structure, fmax=fmax, max_steps=max_steps)
         if relaxed.structure is None:
             return failed(f"relaxation: {relaxed.error}")
         results = {
@@ -48,7 +100,7 @@ def measure_elasticity(
             "volume_per_atom": relaxed.structure.volume / len(relaxed.structure),
             **structure_kept(structure, relaxed.structure, keep_structure),
         }
-        tensor = elastic_tensor(relaxed.structure, ase_calculator)
+        tensor = yield from elasticity(relaxed.structure)
         if tensor.error is not None:
             return failed(f"elastic tensor: {tensor.error}", results, relaxed.structure)
         values = tensor.as_dict()
@@ -57,7 +109,7 @@ def measure_elasticity(
         return {
             "state": "completed",
             "results": {**results, **values},
-            "flags": flags,
+            "flags": flags if relaxed.converged else [*flags, UNCONVERGED],
             "error": None,
             "structure": relaxed.structure.as_dict(),
         }
@@ -65,26 +117,15 @@ def measure_elasticity(
         return failed(f"{type(error).__name__}: {error}")
 
 
-def measure_equation_of_state(
-    structure: Structure, *, calculator: str, strain: float, fmax: float = 0.02, max_steps: int = 300
-) -> Record:
-    """Relax a crystal and fit its equation of state E(V) over ±``strain`` (linear); the surrogate of stage III.
-
-    Returns
-    -------
-    dict
-        As :func:`measure_elasticity`; ``bulk_modulus_vrh`` is the modulus of the E(V) fit in GPa.
-    """
-    from inv_design.calculators.registry import get_calculator
-    from inv_design.mechanics.eos import equation_of_state
-    from inv_design.mechanics.relax import relax_structure
+def _equation_of_state(structure: Structure, *, strain: float, fmax: float, max_steps: int) -> Work[Record]:
+    from inv_design.mechanics.eos import volume_scan
+    from inv_design.mechanics.relax import relaxation
 
     try:
-        ase_calculator = get_calculator(calculator)
-        relaxed = relax_structure(structure, ase_calculator, fmax=fmax, max_steps=max_steps)
+        relaxed = yield from relaxation(structure, fmax=fmax, max_steps=max_steps)
         if relaxed.structure is None:
             return failed(f"relaxation: {relaxed.error}")
-        fit = equation_of_state(relaxed.structure, ase_calculator, strain=strain)
+        fit = yield from volume_scan(relaxed.structure, strain=strain)
         if fit.error is not None:
             return failed(f"equation of state: {fit.error}", structure=relaxed.structure)
         values = fit.as_dict()
@@ -99,12 +140,10 @@ def measure_equation_of_state(
             "volume_change": relaxed.volume_change,
             "volume_per_atom": relaxed.structure.volume / len(relaxed.structure),
         }
-        if not relaxed.converged:
-            flags.append("unconverged_relaxation")
         return {
             "state": "completed",
             "results": results,
-            "flags": flags,
+            "flags": flags if relaxed.converged else [*flags, UNCONVERGED],
             "error": None,
             "structure": relaxed.structure.as_dict(),
         }

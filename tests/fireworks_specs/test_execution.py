@@ -184,14 +184,15 @@ def test_one_crystal_that_fails_does_not_stop_the_campaign(
 ) -> None:
     from inv_design.mechanics import stages
 
-    real = stages.measure_elasticity
+    real = stages.measure_elasticities
     seen: list[object] = []
 
-    def fail_first(structure: Any, **options: Any) -> dict[str, Any]:
-        seen.append(structure)
-        return stages.failed("boom") if len(seen) == 1 else real(structure, **options)
+    def fail_first(structures: Any, **options: Any) -> Any:
+        for index, record in real(structures, **options):
+            seen.append(index)
+            yield index, stages.failed("boom") if len(seen) == 1 else record
 
-    monkeypatch.setattr(stages, "measure_elasticity", fail_first)
+    monkeypatch.setattr(stages, "measure_elasticities", fail_first)
     assert execution.run(embedded_connection, small()).finished
     failures = list(embedded_connection.db["calculations"].find({"state": "failed"}))
     assert [f["error"] for f in failures] == ["boom"]
