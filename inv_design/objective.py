@@ -28,6 +28,14 @@ PROPERTY_UNITS = {
 ALIASES = {"bulk_modulus": "bulk_modulus_vrh", "K": "bulk_modulus_vrh", "G": "shear_modulus_vrh"}
 """Short names that the command line and campaign.yaml accept."""
 
+TITLES = {
+    "bulk_modulus_vrh": "bulk modulus",
+    "shear_modulus_vrh": "shear modulus",
+    "volume_per_atom": "volume per atom",
+    "e_above_hull": "energy above hull",
+}
+"""What properties are called in a sentence; others by their name."""
+
 UPPER_BOUNDS = frozenset({"e_above_hull"})
 """Targets that are a largest wanted value: a relative deviation from an energy near zero says nothing."""
 SIGNED = frozenset({"e_above_hull", "formation_energy_per_atom"})
@@ -137,6 +145,11 @@ class Objective:
         if math.isinf(self.high):
             return f"at least {self.low:g} {self.unit}".strip()
         return f"{self.low:g} to {self.high:g} {self.unit}".strip()
+
+    @property
+    def title(self) -> str:
+        """What the property is called in a sentence."""
+        return TITLES.get(self.name, self.name.replace("_", " "))
 
     @property
     def centre(self) -> float:

@@ -7,12 +7,18 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from inv_design.metrics.elements import STAGE_NAMES, warning_lines
 from inv_design.report.data import (
     BestCandidate,
     Distribution,
+    ElementStage,
     Evaluation,
     LatentMap,
+    ParetoPoint,
     Parity,
+    Reliability,
     ReportData,
     RoundData,
     StageCount,
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from inv_design.config import CampaignConfig
+    from inv_design.objective import Objective
     from stores.connection import Connection
 
     Record = dict[str, Any]
@@ -31,9 +38,13 @@ PROPERTY = "bulk_modulus_vrh"
 BEST = 10
 MAX_LATENT = 1500
 MAX_PARITY = 400
+MIN_RELIABILITY = 5
+"""Labels below which a share of them says nothing."""
+LEVELS = (0.10, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90, 0.95)
+"""Central intervals whose coverage is shown."""
 SUMMARY = (
     "candidate_id", "structure_id", "round", "formula", "elements", "spacegroup", "stage", "status", "stages", "flags",
-    "target_error", "born_stable", "bulk_modulus_vrh",
+    "target_error", "born_stable", "bulk_modulus_vrh", "properties", "duplicate_of", "hit",
 )  # fmt: skip
 
 
@@ -65,14 +76,15 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
     members = training_members(models)
     methods = judge_names(config)
     progress("parity")
-    parities = [*held_out_parity(models, members), *label_parities(summaries, methods)]
+    predictor = last_predictor(models)
+    parities = [*held_out_parity(predictor, members), *label_parities(summaries, methods)]
     progress("latent space")
     latent = latent_space(models, members)
     progress("best candidates")
     return ReportData(
         campaign=name,
         target=config.target,
-        tolerance=config.stages.dft.tolerance,
+        tolerance=hit_window(config),
         rounds=[round_data(item, methods) for item in metrics if item.get("funnel")],
         created_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         label_method=methods["dft"],
@@ -82,6 +94,11 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
         parities=parities,
         latent=latent,
         element_sets=element_sets(summaries),
+        element_stages=element_stages(metrics),
+        warnings={item["round"]: warning_lines(item.get("warnings") or []) for item in metrics},
+        objectives=config.objectives,
+        pareto=pareto_points(summaries, config.objectives),
+        reliability=reliabilities(predictor, summaries),
         best=best_candidates(database, summaries, methods),
         provenance=provenance(connection, campaign, config, models),
     )
@@ -96,6 +113,12 @@ def judge_names(config: CampaignConfig) -> dict[str, str]:
         "vasp": "DFT (VASP, PBE)",
     }[stage.dft.backend]
     return {"predictor": stage.predictor.model, "mlip": stage.mlip.calculator, "dft": label}
+
+
+def hit_window(config: CampaignConfig) -> float:
+    """Return the relative deviation from the campaign's target within which a label is a hit."""
+    low, high = config.objectives[0].bounds(config.stages.dft.tolerance)
+    return (high - low) / 2 / config.target
 
 
 def round_data(item: Record, methods: dict[str, str]) -> RoundData:
@@ -197,18 +220,44 @@ def evaluations(documents: Iterable[Record]) -> list[Evaluation]:
     ]
 
 
-def held_out_parity(models: Sequence[Record], members: dict[int, list[Record]]) -> list[Parity]:
-    """Return the last predictor's values for the chemical systems that it never trained on, against their labels."""
-    from inv_design.predictors.folds import held_out
+def last_predictor(models: Sequence[Record]) -> tuple[Record, Any] | None:
+    """Return the record and the model of the campaign's last predictor; ``None`` if none can be loaded."""
     from inv_design.predictors.registry import load_predictor
 
-    predictors = [m for m in models if m["kind"] == "predictor" and m.get("round") in members]
+    predictors = [m for m in models if m["kind"] == "predictor" and m.get("round") is not None]
     if not predictors:
-        return []
+        return None
     last = max(predictors, key=lambda m: (m["round"], m["model_id"]))
     try:
-        predictor = load_predictor(model_blob(last))
+        return last, load_predictor(model_blob(last))
     except (ValueError, KeyError):  # its plugin is not installed here, or its weights were not imported
+        return None
+
+
+def held_out_parity(found: tuple[Record, Any] | None, members: dict[int, list[Record]]) -> list[Parity]:
+    """Return the last predictor's values for crystals whose labels it had not seen, against these labels.
+
+    What its training kept of them is taken where it did; else it predicts the chemical systems that it held out.
+    """
+    from inv_design.predictors.folds import held_out
+
+    if found is None:
+        return []
+    last, predictor = found
+    validation = getattr(predictor, "validation", None)
+    if validation is not None:
+        step = -(-len(validation) // MAX_PARITY)
+        return [
+            Parity(
+                title=f"Held out: {validation.origin}",
+                predicted=validation.predictions[::step].tolist(),
+                reference=validation.values[::step].tolist(),
+                predicted_by=f"{last['name']}, round {last['round']}",
+                reference_by="reference label",
+                std=validation.std[::step].tolist(),
+            )
+        ]
+    if last["round"] not in members:
         return []
     fraction = getattr(predictor, "held_out_fraction", None)
     if fraction is None:
@@ -235,6 +284,65 @@ def held_out_parity(models: Sequence[Record], members: dict[int, list[Record]]) 
     ]
 
 
+def reliabilities(found: tuple[Record, Any] | None, summaries: Iterable[Record]) -> list[Reliability]:
+    """Return how often labels lie in the predictor's intervals: of held-out crystals, and of candidates.
+
+    A candidate's prediction is by its round's predictor and was made before its label existed.
+    """
+    from inv_design.predictors.target import Target
+    from inv_design.predictors.validation import Validation
+
+    curves = []
+    validation = getattr(found[1], "validation", None) if found is not None else None
+    if validation is not None and len(validation) >= MIN_RELIABILITY:
+        curves.append(Reliability("held-out crystals", **validation.reliability(LEVELS), n=len(validation)))
+    rows = []
+    for summary in summaries:
+        record = (summary.get("stages") or {}).get("predictor") or {}
+        value, std, label = record.get("value"), record.get("std"), stage_value(summary, "dft")
+        if label is not None and label > 0 and value and std:
+            rows.append((label, float(value), float(std)))
+    if len(rows) >= MIN_RELIABILITY:
+        labels, values, stds = (np.array(column) for column in zip(*rows, strict=True))
+        judged = Validation(Target.of(PROPERTY), labels, values, stds, "candidates")
+        curves.append(Reliability("labelled candidates", **judged.reliability(LEVELS), n=len(rows)))
+    return curves
+
+
+def pareto_points(summaries: Iterable[Record], objectives: Sequence[Objective]) -> list[ParetoPoint]:
+    """Return the candidates that have a value of every objective; none for a campaign with a single one."""
+    from inv_design.metrics.pareto import pareto_front
+
+    if len(objectives) < 2:
+        return []
+    points = []
+    for summary in sorted(summaries, key=lambda s: s["candidate_id"]):
+        values = {o.name: (summary.get("properties") or {}).get(o.name) for o in objectives}
+        if summary.get("duplicate_of") is None and all(v is not None for v in values.values()):
+            out = summary.get("status") in ("rejected", "failed")
+            state = "hit" if summary.get("hit") else "out" if out else "open"
+            points.append(
+                ParetoPoint(summary["candidate_id"], summary["formula"], values, state, summary["round"])  # type: ignore[arg-type]
+            )
+    open_ones = [p for p in points if p.state != "out"]
+    for i in pareto_front([[o.badness(p.values[o.name]) for o in objectives] for p in open_ones]):
+        open_ones[i].front = True
+    return points
+
+
+def element_stages(metrics: Iterable[Record]) -> dict[int, list[ElementStage]]:
+    """Return round -> the element shares of its stages, for the rounds that have candidates."""
+    return {
+        item["round"]: [
+            ElementStage(stage, record["n"], record["shares"], record["enrichment"])
+            for stage in STAGE_NAMES
+            if (record := item["elements"].get(stage)) is not None
+        ]
+        for item in metrics
+        if "generated" in (item.get("elements") or {})
+    }
+
+
 def label_parities(summaries: Iterable[Record], methods: dict[str, str]) -> list[Parity]:
     """Return predictor and MLIP against the labels of candidates; each value was made before its label existed."""
     labelled = [s for s in summaries if stage_value(s, "dft") is not None]
@@ -252,6 +360,7 @@ def label_parities(summaries: Iterable[Record], methods: dict[str, str]) -> list
                 predicted_by=methods[stage],
                 reference_by=methods["dft"],
                 std=[float(x) for x in std if x is not None] if all(x is not None for x in std) else None,
+                rounds=[s["round"] for s in used],
             )
         )
     return found
@@ -390,13 +499,15 @@ def provenance(
     stages = config.stages
     settings = [
         ("campaign", config.name),
-        ("target", f"{config.target:g} GPa"),
+        *(("target" if i == 0 else "and", f"{o.name} {o.text}") for i, o in enumerate(config.objectives)),
         ("data", f"{config.data.source}, elements {', '.join(config.data.elements)}"),
         ("generator", f"{config.generator.name}, {config.generator.samples_per_round} samples per round"),
         ("stage I", f"{stages.predictor.model}, within {100 * stages.predictor.tolerance:g} %"),
         ("stage II", f"{stages.mlip.calculator}, within {100 * stages.mlip.tolerance:g} %"),
         ("stage III", f"{judge_names(config)['dft']}, {stages.dft.budget_per_round} labels per round"),
+        ("chosen by", stages.predictor.acquisition),
         ("excluded", ", ".join(config.chemistry.exclude) or "nothing"),
+        *([("cost", costs)] if (costs := cost_text(config)) else []),
         ("seed", str(config.seed)),
     ]
     records = [
@@ -422,6 +533,12 @@ def provenance(
         ],
         "Training sets": [(number, identity) for identity, number in sets.items()],
     }
+
+
+def cost_text(config: CampaignConfig) -> str:
+    """Return the costs of elements and how they are weighted."""
+    costs = ", ".join(f"{symbol} {value:g}" for symbol, value in sorted(config.chemistry.cost.items()))
+    return f"by {config.chemistry.cost_by}: {costs}" if costs else ""
 
 
 def _place(connection: Connection) -> str:

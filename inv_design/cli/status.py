@@ -8,6 +8,7 @@ import click
 
 from inv_design.cli import render
 from inv_design.cli.options import Settings, campaign_options, json_option
+from inv_design.metrics.elements import warning_lines
 
 if TYPE_CHECKING:
     from stores.connection import Connection
@@ -115,7 +116,7 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
         render.table(funnel_rows(item), ("stage", *COUNTS, "why not"), right=COUNTS)
         for line in notes(item, verbose=verbose):
             out.print(Text(f"  {line}"))
-        for line in warnings(item) if verbose else ():
+        for line in warning_lines(item.get("warnings") or []) if verbose else ():
             out.print(Text(f"  warning: {line}", "yellow"))
     show_launchpad(record["launchpad"])
 
@@ -177,18 +178,6 @@ def chemistry_line(chemistry: dict[str, Any]) -> str:
         costs = ", ".join(f"{symbol} {value:g}" for symbol, value in sorted(chemistry["cost"].items()))
         parts.append(f"cost by {chemistry.get('cost_by', 'atoms')}: {costs}")
     return "; ".join(parts)
-
-
-def warnings(item: dict[str, Any]) -> list[str]:
-    """Return one line per element that a round favours too much, with the stages in which it does."""
-    stages: dict[str, list[dict[str, Any]]] = {}
-    for warning in item.get("warnings") or []:
-        stages.setdefault(warning["element"], []).append(warning)
-    lines = []
-    for found in stages.values():
-        more = f"; so in {len(found) - 1} more stage{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        lines.append(f"{found[0]['message']}{more}")
-    return lines
 
 
 def show_launchpad(launchpad: dict[str, Any]) -> None:

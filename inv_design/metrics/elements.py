@@ -128,6 +128,18 @@ def bias_warnings(stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
     return sorted(found, key=lambda w: -max(w["share"] / SHARE_LIMIT, (w["enrichment"] or 0.0) / ENRICHMENT_LIMIT))
 
 
+def warning_lines(warnings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return one line per element of warnings as :func:`bias_warnings` returns them: its worst, and how many more."""
+    by_element: dict[str, list[Mapping[str, Any]]] = {}
+    for warning in warnings:
+        by_element.setdefault(warning["element"], []).append(warning)
+    lines = []
+    for found in by_element.values():
+        more = len(found) - 1
+        lines.append(found[0]["message"] + (f"; also in {more} other stage{'s' * (more > 1)}" if more else ""))
+    return lines
+
+
 STAGE_NAMES = {
     "training_set": "training set",
     "generated": "generated",

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
+    from inv_design.objective import Objective
+
 STAGE_TITLES = {
     "predictor": "I · rules and predictor",
     "mlip": "II · machine-learned potential",
@@ -103,7 +105,13 @@ class Evaluation:
 
 @dataclass
 class Parity:
-    """Predicted against reference values of one property in GPa, point by point."""
+    """Predicted against reference values of one property in GPa, point by point.
+
+    Attributes
+    ----------
+    rounds
+        The round of each point, where the points are candidates.
+    """
 
     title: str
     predicted: list[float]
@@ -111,6 +119,61 @@ class Parity:
     predicted_by: str
     reference_by: str
     std: list[float] | None = None
+    rounds: list[int] | None = None
+
+
+@dataclass
+class Reliability:
+    """How often labels lie in a predictor's central intervals: ``nominal`` and ``observed`` shares, 0..1, of n labels.
+
+    Attributes
+    ----------
+    title
+        Whose labels, such as ``held-out crystals`` or ``candidates``.
+    """
+
+    title: str
+    nominal: list[float]
+    observed: list[float]
+    n: int
+
+
+@dataclass
+class ParetoPoint:
+    """A candidate among several objectives: property -> number, what became of it, and whether nothing beats it.
+
+    Attributes
+    ----------
+    state
+        ``hit``, ``open`` (passed so far, or waiting) or ``out`` (rejected or failed).
+    front
+        Whether it is on the Pareto front of all objectives among those that are not out.
+    """
+
+    id: str
+    formula: str
+    values: dict[str, float]
+    state: str
+    round: int
+    front: bool = False
+
+
+@dataclass
+class ElementStage:
+    """Which elements the crystals of one stage are made of, as :mod:`inv_design.metrics.elements` counts them.
+
+    Attributes
+    ----------
+    shares
+        Element -> share of the atoms, 0..1.
+    enrichment
+        Element -> how many times its share in the training set.
+    """
+
+    stage: str
+    n: int
+    shares: dict[str, float]
+    enrichment: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -172,6 +235,16 @@ class ReportData:
         Training-set bulk moduli in GPa by round; the last known set stands for rounds that are absent.
     element_sets
         Round -> the elements of each candidate that passed stage I.
+    element_stages
+        Round -> the element shares of each stage.
+    warnings
+        Round -> one line per element that it favours too much.
+    objectives
+        What is wanted, the bulk modulus first.
+    pareto
+        The candidates that have a value of every objective, where there are several.
+    reliability
+        One curve of the last predictor's intervals per set of labels.
     label_method
         What gave the labels, such as ``VASP (PBE)`` or ``surrogate (CHGNet E(V))``.
     provenance
@@ -190,6 +263,11 @@ class ReportData:
     parities: list[Parity] = field(default_factory=list)
     latent: LatentMap | None = None
     element_sets: dict[int, list[list[str]]] = field(default_factory=dict)
+    element_stages: dict[int, list[ElementStage]] = field(default_factory=dict)
+    warnings: dict[int, list[str]] = field(default_factory=dict)
+    objectives: list[Objective] = field(default_factory=list)
+    pareto: list[ParetoPoint] = field(default_factory=list)
+    reliability: list[Reliability] = field(default_factory=list)
     best: list[BestCandidate] = field(default_factory=list)
     provenance: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 

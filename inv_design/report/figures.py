@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pymatgen.core import Structure
 
-    from inv_design.report.data import Distribution, Evaluation, LatentMap, Parity
+    from inv_design.objective import Objective
+    from inv_design.report.data import (
+        Distribution,
+        ElementStage,
+        Evaluation,
+        LatentMap,
+        ParetoPoint,
+        Parity,
+        Reliability,
+    )
 
 INK, MUTED, GRID, TRAINING, TARGET = "#1b2733", "#667585", "#e3e8ee", "#c3ccd6", "#d1495b"
 ROUND_COLOURS = ("#7aa6c2", "#2f7ea6", "#14506e", "#0b2f42")
@@ -170,7 +179,16 @@ def parity(item: Parity) -> str:
             std = np.nan_to_num(np.asarray(item.std, float))
             axis.errorbar(x[keep], y[keep], yerr=std[keep], fmt="none", ecolor=ROUND_COLOURS[0], elinewidth=0.6,
                           alpha=0.5, zorder=1)  # fmt: skip
-        axis.scatter(x[keep], y[keep], s=11, color=ROUND_COLOURS[1], alpha=0.75, lw=0, zorder=2)
+        rounds = sorted(set(item.rounds or []))
+        if len(rounds) > 1:
+            number = np.asarray(item.rounds)
+            for index, wanted in enumerate(rounds):
+                mine = keep & (number == wanted)
+                axis.scatter(x[mine], y[mine], s=11, color=round_colour(index, len(rounds)), alpha=0.75, lw=0, zorder=2,
+                             label=f"round {wanted}: MAE {np.abs(x - y)[mine].mean():.0f}")  # fmt: skip
+            axis.legend(loc="lower right", fontsize=7)
+        else:
+            axis.scatter(x[keep], y[keep], s=11, color=ROUND_COLOURS[1], alpha=0.75, lw=0, zorder=2)
         error = np.abs(x - y)[keep]
         relative = 100 * np.mean(error / np.abs(x[keep])) if (x[keep] != 0).all() else float("nan")
         text = f"n = {keep.sum()}\nMAE {error.mean():.1f} GPa\nmean rel. error {relative:.0f} %"
@@ -181,6 +199,152 @@ def parity(item: Parity) -> str:
         axis.set_title(item.title)
         axis.set_xlabel(f"{item.reference_by} (GPa)")
         axis.set_ylabel(f"{item.predicted_by} (GPa)")
+        return _svg(fig)
+
+
+def reliability(items: Sequence[Reliability]) -> str:
+    """Return observed against nominal coverage, a curve per set of labels, with the band that chance gives it."""
+    with _figure(3.2, 3.3) as (fig, axis):
+        level = np.linspace(0, 1, 51)
+        axis.plot([0, 100], [0, 100], color=MUTED, lw=0.8)
+        for index, item in enumerate(items):
+            colour = round_colour(index, len(items)) if len(items) > 1 else ROUND_COLOURS[1]
+            width = 1.96 * np.sqrt(level * (1 - level) / item.n)
+            axis.fill_between(100 * level, 100 * np.clip(level - width, 0, 1), 100 * np.clip(level + width, 0, 1),
+                              color=colour, alpha=0.13, lw=0)  # fmt: skip
+            axis.plot(100 * np.asarray(item.nominal), 100 * np.asarray(item.observed), "o-", ms=3.5, lw=1.2,
+                      color=colour, label=f"{item.title} (n = {item.n})")  # fmt: skip
+        axis.set_xlim(0, 100)
+        axis.set_ylim(0, 100)
+        axis.set_aspect("equal")
+        axis.set_title("Reliability of the intervals")
+        axis.set_xlabel("Nominal coverage (%)")
+        axis.set_ylabel("Observed coverage (%)")
+        axis.legend(loc="upper left", fontsize=7)
+        return _svg(fig)
+
+
+STATE_STYLES: dict[str, dict[str, Any]] = {
+    "out": {"color": TRAINING, "s": 10, "label": "rejected or failed"},
+    "open": {"color": ROUND_COLOURS[1], "s": 16, "label": "passed so far"},
+    "hit": {"color": "#2e7d4f", "s": 26, "label": "hit"},
+}
+
+
+def pareto(points: Sequence[ParetoPoint], x: Objective, y: Objective, *, target: float, tolerance: float) -> str:
+    """Return candidates between two objectives, those on the Pareto front ringed.
+
+    Parameters
+    ----------
+    x, y
+        The objectives of the axes; a wanted range or value of ``y`` is shaded or drawn.
+    target, tolerance
+        The bulk modulus wanted on ``x``, in GPa, and the relative window around it.
+    """
+    with _figure(4.4, 3.4) as (fig, axis):
+        axis.axvspan(target * (1 - tolerance), target * (1 + tolerance), color=TARGET, alpha=0.08, lw=0)
+        axis.axvline(target, color=TARGET, lw=1.2)
+        for state, style in STATE_STYLES.items():
+            mine = [p for p in points if p.state == state]
+            if mine:
+                axis.scatter(
+                    [p.values[x.name] for p in mine], [p.values[y.name] for p in mine], lw=0, alpha=0.8, **style
+                )
+        # what was rejected must not squeeze the rest
+        for name, limit in ((x.name, axis.set_xlim), (y.name, axis.set_ylim)):
+            kept = [p.values[name] for p in points if p.state != "out"]
+            kept += np.percentile([p.values[name] for p in points], [5, 95]).tolist()
+            margin = 0.06 * (max(kept) - min(kept)) or 0.05 * abs(kept[0]) or 1.0
+            limit(min(kept) - margin, max(kept) + margin)
+        front = [p for p in points if p.front]
+        axis.scatter([p.values[x.name] for p in front], [p.values[y.name] for p in front], s=52, facecolors="none",
+                     edgecolors=INK, lw=0.9, label="Pareto front")  # fmt: skip
+        if y.kind == "value" and y.value is not None:
+            axis.axhline(y.value, color=TARGET, lw=1, ls="--")
+        elif y.kind == "range":
+            low, high = axis.get_ylim()
+            axis.axhspan(max(y.low, low), min(y.high, high), color=TARGET, alpha=0.08, lw=0)
+            axis.set_ylim(low, high)
+        arrow = {"max": " ↑", "min": " ↓"}.get(y.kind, "")
+        unit = f" ({y.unit})" if y.unit else ""
+        axis.set_xlabel(AXIS)
+        axis.set_ylabel(f"{y.title[:1].upper()}{y.title[1:]}{unit}{arrow}")
+        axis.legend(fontsize=7)
+        return _svg(fig)
+
+
+def element_map(stages: dict[int, list[ElementStage]], *, most: int = 18, rounds: int = 4) -> str:
+    """Return a heat map: elements down, the stages of each round across, coloured by enrichment, shares as numbers.
+
+    Parameters
+    ----------
+    stages
+        Round -> its stages in order.
+    most, rounds
+        How many elements and rounds are shown: those of the largest shares among candidates, and the last rounds. The
+        other elements are one row.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    from inv_design.metrics.elements import ENOUGH, ENRICHMENT_LIMIT, SHARE_LIMIT, STAGE_NAMES
+
+    shown = {number: stages[number] for number in sorted(stages)[-rounds:]}
+    top: dict[str, float] = {}
+    for stage in (s for found in shown.values() for s in found if s.stage != "training_set"):
+        for symbol, share in stage.shares.items():
+            top[symbol] = max(share if stage.n >= ENOUGH else 0.0, top.get(symbol, 0.0))
+    symbols = sorted(top, key=lambda s: (-top[s], s))[:most]
+    columns: list[tuple[float, int, ElementStage]] = []
+    at = 0.0
+    for number, found in shown.items():
+        for stage in found:
+            columns.append((at, number, stage))
+            at += 1.0
+        at += 0.5
+    norm = LogNorm(1 / 8, 8)
+    with _figure(max(4.2, 0.52 * at + 1.4), 0.235 * len(symbols) + 1.5) as (fig, axis):
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+
+        colours = colormaps["RdBu_r"]
+        for left, _, stage in columns:
+            rest = sum(share for symbol, share in stage.shares.items() if symbol not in symbols)
+            if rest >= 0.005:
+                axis.text(left + 0.48, len(symbols) + 0.49, f"{100 * rest:.0f}", ha="center", va="center", fontsize=7,
+                          color=MUTED)  # fmt: skip
+            for row, symbol in enumerate(symbols):
+                share, ratio = stage.shares.get(symbol, 0.0), stage.enrichment.get(symbol)
+                colour = colours(norm(min(max(ratio, 1 / 8), 8))) if ratio and share else "#f5f7f9"
+                axis.add_patch(Rectangle((left, row), 0.96, 0.94, facecolor=colour, lw=0))
+                judged = stage.stage != "training_set" and stage.n >= ENOUGH
+                over = judged and (share > SHARE_LIMIT or (ratio or 0.0) > ENRICHMENT_LIMIT)
+                if over and share:
+                    axis.add_patch(
+                        Rectangle((left + 0.03, row + 0.03), 0.9, 0.88, fill=False, edgecolor=TARGET, lw=1.4)
+                    )
+                if share >= 0.005:
+                    dark = ratio is not None and (ratio > 4 or ratio < 0.25)
+                    axis.text(left + 0.48, row + 0.49, f"{100 * share:.0f}", ha="center", va="center", fontsize=7,
+                              color="white" if dark else INK)  # fmt: skip
+        axis.set_xlim(-0.1, at - 0.4)
+        axis.set_ylim(len(symbols) + 1, -0.05)
+        axis.set_yticks([row + 0.47 for row in range(len(symbols) + 1)], [*symbols, "others"])
+        labels = [f"{STAGE_NAMES.get(stage.stage, stage.stage)}\nn = {stage.n}" for _, _, stage in columns]
+        slanted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
+        axis.set_xticks([left + 0.48 for left, _, _ in columns], labels, **slanted)
+        axis.tick_params(length=0)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        for number in shown:
+            mine = [left for left, n, _ in columns if n == number]
+            axis.text((mine[0] + mine[-1] + 0.96) / 2, -0.25, f"round {number}", ha="center", va="bottom",
+                      weight="bold", fontsize=8, clip_on=False)  # fmt: skip
+        bar = fig.colorbar(ScalarMappable(norm, colours), ax=axis, shrink=0.6, ticks=[1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8])
+        bar.ax.set_yticklabels(["⅛", "¼", "½", "1", "2", "4", "8"])
+        bar.ax.minorticks_off()
+        bar.set_label("times the share in the training set")
+        bar.outline.set_visible(False)
         return _svg(fig)
 
 

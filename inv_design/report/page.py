@@ -27,6 +27,7 @@ def render(data: ReportData) -> str:
         _distributions(data),
         _target_errors(data),
         _best(data),
+        _pareto(data),
         _parities(data),
         _latent(data),
         _elements(data),
@@ -49,9 +50,17 @@ def _header(data: ReportData) -> str:
         )
     return (
         f"<header><h1>{escape(data.campaign)}</h1>"
-        f'<p class="lead">Crystals with a bulk modulus of {data.target:g} GPa · {rounds} round{"s" * (rounds != 1)} · '
+        f'<p class="lead">Crystals with a bulk modulus of {_goals(data)} · {rounds} round{"s" * (rounds != 1)} · '
         f"{escape(data.created_at)}.{label}</p>{banner}</header>"
     )
+
+
+def _goals(data: ReportData) -> str:
+    """Return what is wanted, the bulk modulus first."""
+    if not data.objectives:
+        return f"{data.target:g} GPa"
+    first, *others = data.objectives
+    return escape("; ".join([first.text, *(f"{o.title}: {o.text}" for o in others)]))
 
 
 def _headline(data: ReportData) -> str:
@@ -182,9 +191,51 @@ def _parities(data: ReportData) -> str:
         for p in data.parities
         if len(p.reference) > 1
     ]
+    curves = [r for r in data.reliability if r.n > 1]
+    if curves:
+        caption = (
+            "Share of labels that lie in the predictor's central intervals, against the share that should; below the "
+            "line it is too sure of itself. Bands: 95 % of what chance gives with so few labels. Candidates were "
+            "chosen for what was predicted, so that theirs is not the reliability of any crystal."
+        )
+        parts.append(_picture(figures.reliability(curves), caption))
     if not parts:
         return ""
     return f"<h2>How far the judges can be trusted</h2><div class='row'>{''.join(parts)}</div>"
+
+
+def _pareto(data: ReportData) -> str:
+    points, others = data.pareto, data.objectives[1:]
+    if not others or len(points) < 2:
+        return ""
+    first = data.objectives[0]
+    pictures = [
+        _picture(
+            figures.pareto(points, first, other, target=data.target, tolerance=data.tolerance),
+            f"{other.title} ({other.text}) against the bulk modulus ({first.text}), by the costliest "
+            "method that each candidate has. Ringed: the Pareto front.",
+        )
+        for other in others[:3]
+    ]
+    front = sorted((p for p in points if p.front), key=lambda p: (first.badness(p.values[first.name]), p.id))
+    names = [first, *others]
+    head = "".join(f"<th class='n'>{o.title}{f' ({escape(o.unit)})' if o.unit else ''}</th>" for o in names)
+    rows = "".join(
+        f"<tr><td><b>{_formula(p.formula)}</b></td><td class='id'>{escape(p.id)}</td><td class='n'>{p.round}</td>"
+        f"<td>{p.state}</td>{''.join(f'<td class=n>{p.values[o.name]:.4g}</td>' for o in names)}</tr>"
+        for p in front[:FRONT_ROWS]
+    )
+    more = f" The nearest {FRONT_ROWS} of {len(front)} by the bulk modulus." if len(front) > FRONT_ROWS else ""
+    return (
+        f"<h2>Between the objectives</h2><p class='note'>{len(front)} of {len(points)} candidates with a value of "
+        "every objective are on the Pareto front: no other that has not been rejected is at least as good in all and "
+        f"better in one.{more} <code>inv-design query --pareto objectives</code> lists them.</p>"
+        f"<div class='row'>{''.join(pictures)}</div><table><thead><tr><th>Front</th><th></th><th class='n'>Round</th>"
+        f"<th>State</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+FRONT_ROWS = 10
 
 
 def _latent(data: ReportData) -> str:
@@ -198,6 +249,8 @@ def _latent(data: ReportData) -> str:
 
 
 def _elements(data: ReportData) -> str:
+    if data.element_stages:
+        return _element_stages(data)
     shares = {number: element_shares(sets) for number, sets in data.element_sets.items() if sets}
     if not shares:
         return ""
@@ -212,6 +265,17 @@ def _elements(data: ReportData) -> str:
         )
     caption = "Share of the candidates that passed stage I and contain the element; dashed: 30 %."
     return f"<h2>Elements</h2>{warning}{_picture(figures.element_bars(shares), caption)}"
+
+
+def _element_stages(data: ReportData) -> str:
+    last = max(data.element_stages)
+    lines = "".join(f"<li>{escape(line)}</li>" for line in data.warnings.get(last, []))
+    warning = f'<p><b class="warn">Narrow chemistry</b> in round {last}:</p><ul>{lines}</ul>' if lines else ""
+    caption = (
+        "Share of the atoms in per cent, every crystal with the same weight. Colour: how many times the share in the "
+        "training set. Red outline: more than 30 % of the atoms, or more than five times its share."
+    )
+    return f"<h2>Elements</h2>{warning}{_picture(figures.element_map(data.element_stages), caption)}"
 
 
 def _best(data: ReportData) -> str:

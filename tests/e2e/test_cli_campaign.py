@@ -56,6 +56,23 @@ def test_status_as_text_names_reasons(inv_design: Run) -> None:
     assert not any(line != line.rstrip() for line in result.stdout.splitlines() if line.startswith(("mlip", "dft")))
 
 
+def test_status_tells_elements_objectives_and_warnings(inv_design: Run) -> None:
+    record = json.loads(inv_design("status", "--json").stdout)
+    (objective,) = record["objectives"]
+    assert (objective["property"], objective["value"], objective["text"]) == ("bulk_modulus_vrh", 350.0, "350 GPa")
+    assert record["targets"] == {"bulk_modulus_vrh": 350.0}
+    assert record["chemistry"]["exclude"] == []
+    elements = record["rounds"][0]["elements"]
+    assert elements["generated"]["n"] == 6
+    assert elements["generated"]["shares"]["Re"] == pytest.approx(3 / 12)
+    assert set(elements) == {"training_set", "generated", "predictor", "mlip", "labelled", "hits"}
+    # three of the six have rhenium, the thirty crystals of the training set have hardly any
+    warned = {w["element"] for w in record["rounds"][0]["warnings"]}
+    assert "Re" in warned
+    assert "warning: " in inv_design("status", "-v").stdout
+    assert "warning: " not in inv_design("status").stdout
+
+
 # -- query ------------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inv_design.metrics.elements import atom_shares, bias_warnings, composition_cost, enrichment, stage_shares
+from inv_design.metrics.elements import (
+    atom_shares,
+    bias_warnings,
+    composition_cost,
+    enrichment,
+    stage_shares,
+    warning_lines,
+)
 
 formulas = st.lists(
     st.dictionaries(st.sampled_from(["Re", "W", "Pt", "Al"]), st.integers(1, 9), min_size=1), min_size=1
@@ -62,3 +69,13 @@ def test_cost_by_atoms_and_by_mass():
     by_mass = composition_cost({"Re": 1, "Al": 1}, {"Re": 10.0, "Al": 1.0}, by="mass")
     assert by_mass == pytest.approx((10 * 186.207 + 26.982) / (186.207 + 26.982), rel=1e-4)
     assert composition_cost({"W": 2}, {}) == 0.0
+
+
+def test_one_line_per_element():
+    found = [
+        {"element": "Re", "message": "Re a"},
+        {"element": "W", "message": "W b"},
+        {"element": "Re", "message": "c"},
+    ]
+    assert warning_lines(found) == ["Re a; also in 1 other stage", "W b"]
+    assert warning_lines([]) == []

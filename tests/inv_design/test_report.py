@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from inv_design.objective import objectives_of
 from inv_design.report.data import (
     BestCandidate,
     Distribution,
+    ElementStage,
     Evaluation,
     LatentMap,
+    ParetoPoint,
     Parity,
+    Reliability,
     ReportData,
     RoundData,
     StageCount,
@@ -170,3 +174,47 @@ def test_the_best_number_is_the_last_stages() -> None:
     best = report_data().best[0]
     assert best.judged is not None
     assert best.judged.value == 344.0
+
+
+def test_several_objectives_have_a_front_and_a_table_of_it() -> None:
+    objectives = objectives_of({"K": "350 GPa", "density": "min", "cost": "..8"})
+    points = [
+        ParetoPoint("c-1", "ReW", {"bulk_modulus_vrh": 345.0, "density": 19.0, "cost": 5.0}, "hit", 0, front=True),
+        ParetoPoint("c-2", "Re3Os", {"bulk_modulus_vrh": 300.0, "density": 21.0, "cost": 9.0}, "open", 1),
+        ParetoPoint("c-3", "TaOs", {"bulk_modulus_vrh": 250.0, "density": 12.0, "cost": 1.0}, "out", 1),
+    ]
+    page = Page(render(report_data(objectives=objectives, pareto=points)))
+    text = " ".join(page.text.split())
+    assert page.open == []
+    assert "Crystals with a bulk modulus of 350 GPa; density: min; cost: at most 8" in text
+    assert "1 of 3 candidates with a value of every objective are on the Pareto front" in text
+    table = text[text.index("Between the objectives") :]
+    assert "c-1" in table
+    assert "c-3" not in table
+    alone = render(report_data(objectives=objectives[:1], pareto=points))
+    assert "Between the objectives" not in alone
+
+
+def test_the_reliability_of_the_intervals_is_drawn_with_what_chance_allows() -> None:
+    curve = Reliability("held-out crystals", [0.1, 0.5, 0.9], [0.12, 0.4, 0.8], 130)
+    few = Reliability("labelled candidates", [0.1, 0.5, 0.9], [0.0, 0.5, 1.0], 1)
+    with_curve, without = render(report_data(reliability=[curve, few])), render(report_data())
+    assert "central intervals" in with_curve
+    assert "central intervals" not in without
+    assert len(Page(with_curve).sources) == len(Page(without).sources) + 1
+
+
+def test_element_shares_of_every_stage_are_a_map_with_its_warnings() -> None:
+    stages = {
+        0: [ElementStage("training_set", 900, {"Al": 0.5, "Re": 0.1, "W": 0.4})],
+        1: [
+            ElementStage("training_set", 900, {"Al": 0.5, "Re": 0.1, "W": 0.4}),
+            ElementStage("generated", 40, {"Re": 0.6, "W": 0.4}, {"Re": 6.0, "W": 1.0}),
+            ElementStage("hits", 2, {"Re": 1.0}, {"Re": 9.0}),
+        ],
+    }
+    text = render(report_data(element_stages=stages, warnings={1: ["Re is 60 % of the atoms"]}))
+    assert "Narrow chemistry" in text
+    assert "<li>Re is 60 % of the atoms</li>" in text
+    assert "contain the element" not in text
+    assert "Narrow chemistry" not in render(report_data(element_stages=stages, warnings={0: ["earlier"]}))
