@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from inv_design.structures.matching import StructureIndex, duplicate_groups, first_matches, unmatchable
+from inv_design.structures.matching import (
+    StructureIndex,
+    duplicate_groups,
+    first_matches,
+    unmatchable,
+    unskewed,
+)
 
 B2 = Structure(Lattice.cubic(2.9), ["Al", "Ni"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 B1 = Structure(Lattice.from_parameters(3.5, 3.5, 3.5, 60, 60, 60), ["Al", "Ni"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -171,3 +177,28 @@ def test_only_the_bucket_of_the_query_is_reduced():
     assert index.find(Structure(Lattice.cubic(4), ["Os", "Ir"], [[0, 0, 0], [0.5] * 3])) is None
     assert time.perf_counter() - start < 0.5
     assert all(e.reduced is None for bucket in index._buckets.values() for e in bucket)
+
+
+def test_a_very_skewed_cell_is_the_same_crystal():
+    base = Structure(
+        Lattice.orthorhombic(2.9, 3.1, 3.6), ["Al", "Ni", "Ni"], [[0, 0, 0], [0.5, 0.5, 0.3], [0, 0.5, 0.7]]
+    )
+    change = np.array([[1, 0, 0], [60, 1, 0], [-45, 70, 1]])
+    skewed = Structure(change @ base.lattice.matrix, base.species, base.frac_coords @ np.linalg.inv(change))
+    assert unskewed(base) is base
+    assert max(unskewed(skewed).lattice.abc) < 4
+    index = StructureIndex()
+    index.add("base", base)
+    start = time.process_time()
+    assert index.find(skewed) == "base"
+    assert time.process_time() - start < 5
+
+
+def test_real_layers_and_needles_are_compared_and_impossible_ones_are_not():
+    def box(*edges: float) -> Structure:
+        return Structure(Lattice.orthorhombic(*edges), B2.species, B2.frac_coords)
+
+    assert unmatchable(box(2.5, 2.5, 40)) is None
+    assert unmatchable(box(2.5, 60, 60)) is None
+    assert "too long and thin" in str(unmatchable(box(0.3, 300, 300)))
+    assert "too long and thin" in str(unmatchable(box(2.5, 2.5, 4000)))
