@@ -220,10 +220,6 @@ def test_the_packaged_predictor_knows_its_training_set_and_says_how_it_was_valid
     assert result.errors == [None] * len(alloys)
     assert predictor.metrics["mae_log10"] <= 0.034
     assert 0.60 <= predictor.metrics["coverage_68"] <= 0.76
-    assert predictor.validation is not None
-    assert len(predictor.validation) == 1309
-    # out of fold, not the training error
-    assert np.abs(predictor.validation.errors()).mean() > 1.5 * errors.mean()
     with pytest.raises(ValueError, match="'band_gap'; there is one of bulk_modulus_vrh"):
         default_predictor("band_gap")
 
@@ -239,6 +235,8 @@ def test_the_shear_modulus_is_packaged_too():
     assert errors.mean() < 0.08
     assert errors.mean() < predictor.metrics["mae_log10"] < 0.11
     assert 0.60 <= predictor.metrics["coverage_68"] <= 0.76
+    assert predictor.validation is not None  # out of fold, not the training error
+    assert np.abs(predictor.validation.errors()).mean() == pytest.approx(predictor.metrics["mae_log10"], rel=1e-3)
     with pytest.raises(ValueError, match="have no 'band_gap'"):
         packaged_training_set("band_gap")
 
@@ -291,8 +289,11 @@ def test_a_property_with_both_signs_is_learned_on_the_linear_scale(crystals):
         CGCNNEnsemble(**SMALL).fit(crystals, values, warm_start=predictor)
 
 
-def test_held_out_groups_give_reliability_and_pairs(fitted, moduli):
+def test_held_out_groups_give_reliability_and_pairs(crystals, moduli):
+    fitted = CGCNNEnsemble(**{**SMALL, "epochs": 1, "committee": 2}, holdout=0.3)
+    fitted.fit(crystals, moduli)
     validation = load_predictor(fitted.to_bytes()).validation
+    assert validation is not None
     assert len(validation) == fitted.metrics["n_holdout"]
     assert set(np.float32(validation.values)) <= set(np.float32(moduli))
     assert np.abs(validation.errors()).mean() == pytest.approx(fitted.metrics["mae_log10"], rel=1e-4)
