@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from pymatgen.core import Structure
-
 _pool: ProcessPoolExecutor | None = None
 CHUNK = 8
 """Crystals that a worker computes in one batch."""
@@ -48,7 +46,7 @@ def map_unordered(
 
 def map_structures(
     measure: Callable[..., Iterator[tuple[int, dict[str, Any]]]],
-    structures: Sequence[Structure],
+    structures: Sequence[Any],
     *,
     calculator: str,
     **options: Any,

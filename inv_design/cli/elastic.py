@@ -12,8 +12,9 @@ from inv_design.cli.inputs import read_files
 from inv_design.cli.options import Settings, common_options, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from inv_design.mechanics.lockstep import Work
     from inv_design.structures.files import ReadItem
 
 WORTH_WORKERS = 40
@@ -73,7 +74,7 @@ def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: boo
 
 
 def measured(items: list[ReadItem], options: dict[str, Any], bar: render.Bar) -> Iterator[dict[str, Any]]:
-    """Yield the record of each item in order; several are computed at a time, one per core.
+    """Yield the record of each item in order; several are computed at a time, and of many one batch per core.
 
     ``$INV_DESIGN_WORKERS`` sets how many; a few crystals are computed here, for workers take seconds to start.
     """
@@ -86,43 +87,52 @@ def measured(items: list[ReadItem], options: dict[str, Any], bar: render.Bar) ->
         place = {"source": item.source, "index": index, "id": item.properties.get("id")}
         return {**place, **record, "calculator": options["calculator"]}
 
-    if len(items) < WORTH_WORKERS:
-        for index, item in enumerate(items):
-            yield placed(index, measure(item, **options))
-        return
+    here = len(items) < WORTH_WORKERS
+    records = measure(items, **options) if here else pool.map_structures(measure, items, **options)
     waiting: dict[int, dict[str, Any]] = {}
     following = 0
     try:
-        arguments = [{"item": item, **options} for item in items]
-        for done, (index, record) in enumerate(pool.map_unordered(measure, arguments), start=1):
+        for done, (index, record) in enumerate(records, start=1):
             bar.update(done)
             waiting[index] = placed(index, record)
             while following in waiting:
                 yield waiting.pop(following)
                 following += 1
     finally:
-        pool.close()
+        if not here:
+            pool.close()
 
 
-def measure(item: ReadItem, *, calculator: str, relax: bool, fmax: float, max_steps: int) -> dict[str, Any]:
-    """Return the elastic record of one crystal, or its error; moduli in GPa."""
-    with render.quiet():
-        return _measure(item, calculator, relax=relax, fmax=fmax, max_steps=max_steps)
-
-
-def _measure(item: ReadItem, name: str, *, relax: bool, fmax: float, max_steps: int) -> dict[str, Any]:
+def measure(
+    items: Sequence[ReadItem], *, calculator: str, relax: bool, fmax: float, max_steps: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (index, elastic record) of each crystal as it finishes, or its error; moduli in GPa."""
     from inv_design.calculators.registry import get_calculator
-    from inv_design.mechanics.elastic import elastic_tensor
-    from inv_design.mechanics.relax import relax_structure
+    from inv_design.mechanics.lockstep import run_together
+
+    works = (_measure(item, relax=relax, fmax=fmax, max_steps=max_steps) for item in items)
+    with render.quiet():
+        records = run_together(works, get_calculator(calculator))
+    while True:
+        with render.quiet():
+            found = next(records, None)
+        if found is None:
+            return
+        yield found
+
+
+def _measure(item: ReadItem, *, relax: bool, fmax: float, max_steps: int) -> Work[dict[str, Any]]:
+    from inv_design.mechanics.elastic import elasticity
+    from inv_design.mechanics.relax import relaxation
+    from inv_design.mechanics.stages import UNCONVERGED
 
     structure = item.structure
     if structure is None:
         return {"formula": None, **EMPTY, "unit": "GPa", "error": item.error}
     record: dict[str, Any] = {"formula": structure.composition.reduced_formula, **EMPTY, "unit": "GPa", "error": None}
     try:
-        calculator = get_calculator(name)
         if relax:
-            relaxed = relax_structure(structure, calculator, fmax=fmax, max_steps=max_steps)
+            relaxed = yield from relaxation(structure, fmax=fmax, max_steps=max_steps)
             if relaxed.error is not None or relaxed.structure is None:
                 return {**record, "error": f"relaxation: {relaxed.error}"}
             structure = relaxed.structure
@@ -131,11 +141,13 @@ def _measure(item: ReadItem, name: str, *, relax: bool, fmax: float, max_steps: 
                 "volume_change": relaxed.volume_change,
                 "energy_per_atom": relaxed.energy_per_atom,
             }
-        tensor = elastic_tensor(structure, calculator).as_dict()
+        tensor = (yield from elasticity(structure)).as_dict()
         error = tensor.pop("error", None)
         if error is not None:
             return {**record, "error": f"elastic tensor: {error}"}
         record |= {"elastic_tensor": tensor.pop("tensor"), **tensor, "structure": structure.as_dict()}
+        if record["converged"] is False:
+            record["flags"] = [*record["flags"], UNCONVERGED]
     except Exception as error:  # one bad crystal never stops the others
         record["error"] = f"{type(error).__name__}: {one_line(str(error))}"
     return record

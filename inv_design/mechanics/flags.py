@@ -74,12 +74,33 @@ def eos_flags(*, bulk_modulus: float, derivative: float, residual: float, v0: fl
     return flags
 
 
-def mismatch_flags(bulk_modulus_vrh: float, bulk_modulus_eos: float) -> list[str]:
-    """Return ``bulk_modulus_mismatch`` if the moduli (GPa) of tensor and E(V) differ by more than 15 % of E(V)'s."""
-    if not (math.isfinite(bulk_modulus_vrh) and math.isfinite(bulk_modulus_eos)):
+def mismatch_flags(bulk_modulus: float, bulk_modulus_eos: float) -> list[str]:
+    """Return ``bulk_modulus_mismatch`` if the moduli (GPa) of tensor and E(V) differ by more than 15 % of E(V)'s.
+
+    Of one calculator, with the ions clamped in both, they are the same quantity: a difference is numerics, such as a
+    potential that is wavy on the scale of small strains.
+    """
+    if not (math.isfinite(bulk_modulus) and math.isfinite(bulk_modulus_eos)):
         return ["bulk_modulus_mismatch"]
-    mismatch = abs(bulk_modulus_vrh - bulk_modulus_eos)
+    mismatch = abs(bulk_modulus - bulk_modulus_eos)
     return ["bulk_modulus_mismatch"] if mismatch > MAX_EOS_MISMATCH * abs(bulk_modulus_eos) else []
+
+
+def tensor_flags(tensor: np.ndarray, structure: Structure) -> list[str]:
+    """Return the flags that an elastic tensor (6, 6), GPa, of another code shows by itself: bounds, Born, symmetry.
+
+    ``structure`` must lie in the Cartesian frame of the tensor (atomate2's ``raw``, not its ``ieee_format``).
+    """
+    from inv_design.mechanics.born import born_stable
+    from inv_design.mechanics.elastic import reuss_average, voigt_average
+
+    (k_voigt, g_voigt), (k_reuss, g_reuss) = voigt_average(tensor), reuss_average(tensor)
+    flags = moduli_flags((k_voigt + k_reuss) / 2, (g_voigt + g_reuss) / 2)
+    if not born_stable(tensor)[0]:
+        flags.append("born_unstable")
+    if not symmetry_residual(tensor, structure) <= MAX_SYMMETRY_RESIDUAL:
+        flags.append("symmetry_residual")
+    return flags
 
 
 def symmetry_residual(tensor: np.ndarray, structure: Structure, symprec: float = 0.01) -> float:

@@ -8,7 +8,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from fireworks_specs import pool
-from inv_design.mechanics.stages import measure_elasticity, measure_equation_of_state
+from inv_design.mechanics.stages import measure_elasticity, measure_equation_of_state, measure_equations_of_state
 
 COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.61), ["Cu"], [[0, 0, 0]]).get_primitive_structure()
 TUNGSTEN = Structure.from_spacegroup("Im-3m", Lattice.cubic(3.16), ["W"], [[0, 0, 0]]).get_primitive_structure()
@@ -41,6 +41,30 @@ def test_a_worker_that_dies_leaves_a_failed_record(monkeypatch: pytest.MonkeyPat
     results = dict(pool.map_unordered(die, [{"n": 1}, {"n": 2}]))
     assert {r["state"] for r in results.values()} == {"failed"}
     assert "died" in results[0]["error"]
+
+
+def die_of_one(structures: list[int], *, calculator: str):
+    for index, number in enumerate(structures):
+        if number == 3:
+            os._exit(9)
+        yield index, {"state": "completed", "number": number, "calculator": calculator}
+
+
+def test_only_the_crystal_that_kills_its_worker_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INV_DESIGN_WORKERS", "2")
+    found = dict(pool.map_structures(die_of_one, list(range(6)), calculator="mace-alloy-small"))
+    assert sorted(found) == list(range(6))
+    assert [found[i]["state"] for i in range(6)] == ["completed"] * 3 + ["failed"] + ["completed"] * 2
+    assert [found[i]["number"] for i in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
+
+
+def test_workers_and_this_process_give_the_same_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    crystals = [COPPER, TUNGSTEN, COPPER.copy().scale_lattice(COPPER.volume * 1.05)]
+    monkeypatch.setenv("INV_DESIGN_WORKERS", "1")
+    here = dict(pool.map_structures(measure_equations_of_state, crystals, **EOS))
+    monkeypatch.setenv("INV_DESIGN_WORKERS", "2")
+    there = dict(pool.map_structures(measure_equations_of_state, crystals, **EOS))
+    assert here == there
 
 
 def test_the_number_of_workers_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
