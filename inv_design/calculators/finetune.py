@@ -427,8 +427,9 @@ class _Run:
         from inv_design.predictors.training import reproducible
 
         s = self.settings
-        every = max(1, s.steps // VALIDATIONS)
-        reach = math.ceil(max(len(self.new.frames), len(self.old.frames)) / s.batch)
+        every = max(5, s.steps // VALIDATIONS)
+        every_frame = math.ceil(max(len(self.new.frames), len(self.old.frames)) / s.batch)
+        least = max(every_frame, s.steps // 3)  # the rate and the average rise slowly
         waited = 0
         with reproducible(s.seed), default_dtype(self.dtype):
             seed = torch.initial_seed()
@@ -444,9 +445,9 @@ class _Run:
                 if sum(current) < sum(lowest):
                     lowest, self.best_step, waited = current, step, 0
                     self.best = [value.clone() for value in self.average]
-                else:
+                elif step > least:
                     waited += 1
-                if waited >= s.patience and step >= reach:
+                if waited >= s.patience:
                     break
         if self.best_step == 0:
             raise ValueError(

@@ -45,8 +45,8 @@ TINY: dict[str, Any] = {
     "pair_repulsion": False,
 }
 METALS = {"Al": 4.0, "Ni": 3.5, "Cu": 3.6, "Pd": 3.9}
-TRAIN = ("train-mlip", "--database", "embedded", "-p", "tiny.safetensors", "-f", "frames.extxyz", "--steps", "20",
-         "--replay", "8", "--rate", "0.01")  # fmt: skip
+TRAIN = ("train-mlip", "--database", "embedded", "-p", "tiny.safetensors", "-f", "frames.extxyz", "--steps", "40",
+         "--replay", "8", "--rate", "0.1")  # fmt: skip
 
 
 def run(*args: object) -> Result:
@@ -125,7 +125,7 @@ def test_frames_become_a_model_that_is_a_calculator(folder: Path) -> None:
         (["-p", "chgnet"], 1, "'chgnet' is no MACE network"),
         (["-p", "m-00000000000000000000"], 1, "the database has no model"),
         (["-f", "none.extxyz"], 1, "none.extxyz does not exist"),
-        (["--steps", "2"], 1, "use at least"),
+        (["--steps", "2", "--replay", "100"], 1, "use at least 13 steps"),
         (["--steps", "0"], 2, "--steps"),
         (["--rate", "-1"], 2, "rate is -1.0"),
         (["--campaign", "nowhere"], 1, "no campaign 'nowhere'"),
@@ -154,7 +154,7 @@ def test_a_campaign_without_labels_is_nothing_matched(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_log_and_no_model(folder: Path, tmp_path: Path) -> None:
-    arguments = [a if a != "20" else "100000" for a in TRAIN]
+    arguments = [a if a != "40" else "100000" for a in TRAIN]
     log = tmp_path / "log.jsonl"
     process = subprocess.Popen(
         [

@@ -14,7 +14,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
@@ -68,7 +68,7 @@ TINY: dict[str, Any] = {
     "pair_repulsion": False,
 }
 METALS = {"Al": 4.0, "Ni": 3.5, "Cu": 3.6, "Pd": 3.9}
-QUICK = FinetuneSettings(steps=40, rate=0.01, batch=8, replay=20, patience=12)
+QUICK = FinetuneSettings(steps=60, rate=0.1, batch=8, replay=20, patience=12)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,13 +232,15 @@ def test_frames_of_a_file_are_in_gpa_and_bad_ones_are_named(tmp_path: Path) -> N
 # -- pieces -----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(k=st.floats(20, 500), derivative=st.floats(3, 6), v0=st.floats(8, 40), off=st.floats(-0.02, 0.02))
 def test_the_modulus_of_pressures_is_that_of_their_curve(k: float, derivative: float, v0: float, off: float) -> None:
     volumes = v0 * (1 + off + np.linspace(-0.04, 0.04, 7)) ** 3
     pressures = BirchMurnaghan(0.0, v0, k, derivative, 0.0).pressure(volumes) * GPA_PER_EV_A3
-    assert bulk_modulus(volumes.tolist(), pressures.tolist()) == pytest.approx(k, rel=0.05)
+    assert bulk_modulus(volumes.tolist(), pressures.tolist()) == pytest.approx(k, rel=0.01)
 
 
+@settings(deadline=None)
 @given(st.sets(st.text("ABCDEFG", min_size=1, max_size=3)))
 def test_systems_are_split_by_their_names(systems: set[str]) -> None:
     splits = split_systems(systems)
@@ -291,12 +293,12 @@ def test_replay_is_labelled_by_the_teacher_and_leaves_out_what_is_taught(teacher
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("wrong", "says"),
     [({"steps": 0}, "steps"), ({"rate": 0.0}, "rate"), ({"replay": -1}, "replay"), ({"dtype": "float16"}, "float16")],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any], says: str) -> None:
+def test_impossible_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        FinetuneSettings(**settings)
+        FinetuneSettings(**wrong)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -305,8 +307,9 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], says: str) ->
 def test_training_learns_the_frames(tuned: tuple[Finetuned, list[dict[str, Any]]]) -> None:
     result, _ = tuned
     before, after = result.errors["before"], result.errors["after"]
-    assert after["train"]["pressure"] < 0.7 * before["train"]["pressure"]
-    assert after["train"]["forces"] < before["train"]["forces"]
+    assert after["train"]["energy"] < 0.8 * before["train"]["energy"]
+    assert after["train"]["forces"] < 0.8 * before["train"]["forces"]
+    assert after["train"]["pressure"] < 0.9 * before["train"]["pressure"]
     assert before["replay"]["energy"] < 1e-6  # the parent's own labels
     assert after["replay"]["energy"] > 0.1
     assert result.splits["held_out"]
@@ -402,10 +405,11 @@ def test_steps_that_were_not_taken_are_found(
         return torch.tensor(float("nan")) if len(calls) == 3 else norm
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", sometimes_infinite)
-    with pytest.raises(RuntimeError, match=r"not what was asked \(steps: asked 40, ran 39\)"):
+    with pytest.raises(RuntimeError, match=r"not what was asked \(steps: asked 60, ran 59\)"):
         finetune(frames, parent, QUICK)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_difference_of_the_log_is_found(data: st.DataObject) -> None:
     asked = {"seed": 1, "dtype": "float32", "steps": 100, "elements": ["Al", "Ni"], "changed": True}
