@@ -399,7 +399,7 @@ class ConCDVAE(SavedAsBytes):
                 accepted.append(Sample(structure, len(accepted), condition.to_dict(), seed, score, facts))
                 if progress is not None:
                     progress(len(accepted), n, "sampling")
-            if len(accepted) - before < 0.25 * (wanted if settings.latent_filter > 1 else len(drafts)):
+            if len(accepted) - before < (0.25 if settings.latent_filter > 1 else 0.15) * wanted:
                 heat = min(1.3 * heat, 4.0)
         self.last_statistics = {
             "wanted": n,
@@ -412,12 +412,16 @@ class ConCDVAE(SavedAsBytes):
         return accepted
 
     def _heated(self, heat: float) -> ConCDVAE:
-        """Return a generator that draws more widely: where new crystals become scarce, the condition must yield."""
+        """Return a generator that draws more widely: where new crystals become scarce, the condition must yield.
+
+        Unless the settings fix it, one species more than in training is allowed too: most new crystals are there.
+        """
         settings = self.settings
         return self.with_settings(
             lookahead=None if settings.lookahead is None else settings.lookahead * heat,
             shape_temperature=min(settings.shape_temperature * heat, 1.0),
             species_temperature=settings.species_temperature * heat**0.5,
+            max_species=settings.max_species or self.species_limits[1] + 1,
         )
 
     def _refuse(self, structure: Structure, found: KnownCrystals, condition: Condition) -> str | None:

@@ -198,6 +198,7 @@ class RandomSymmetric(SavedAsBytes):
         from pymatgen.core import Element
 
         self._need_fit()
+        condition.refuse_shape(self.name)
         if set(condition.targets) != {self.property}:
             raise ValueError(
                 f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}"

@@ -40,7 +40,7 @@ def make_generator(name: str, **settings: Any) -> Generator:
     Parameters
     ----------
     name
-        ``"con_cdvae"``, ``"substitution"`` or the name of an installed entry point.
+        ``"con_cdvae"``, ``"substitution"``, ``"random_symmetric"``, ``"external"`` or another installed entry point.
     settings
         Keyword arguments of the generator's settings.
 

@@ -48,7 +48,8 @@ class ConCDVAESettings:
     max_sites
         Largest number of sites in a cell.
     max_species
-        Largest number of species in a sample; ``None`` takes the largest of the training set.
+        Largest number of species in a sample; ``None`` takes the largest of the training set, and one more where new
+        crystals run out.
     symmetrise
         Whether the symmetry that a sample nearly has is made exact.
     unique
