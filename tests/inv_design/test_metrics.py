@@ -145,6 +145,7 @@ def test_honest_gaussian_uncertainty_covers_68_percent():
     assert coverage(np.zeros(4000), rng.normal(0, std), std) == pytest.approx(0.683, abs=0.02)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(1, 1e4)), min_size=1, max_size=30), st.floats(0.1, 10))
 def test_mae_log10_does_not_depend_on_the_unit(pairs, factor):
     true, predicted = np.array(pairs).T
@@ -158,7 +159,7 @@ def dominated(points: np.ndarray, i: int) -> bool:
     return any((p <= points[i]).all() and (p < points[i]).any() for p in points)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 3), max_size=25))
 def test_pareto_front_is_that_of_all_pairs(points):
     table = np.array(points, float).reshape(-1, 3)
