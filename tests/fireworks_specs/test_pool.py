@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import importlib
+from typing import TYPE_CHECKING
 
 import pytest
 from pymatgen.core import Lattice, Structure
 
 from fireworks_specs import pool
 from inv_design.mechanics.stages import measure_elasticity, measure_equation_of_state, measure_equations_of_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
 
 COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.61), ["Cu"], [[0, 0, 0]]).get_primitive_structure()
 TUNGSTEN = Structure.from_spacegroup("Im-3m", Lattice.cubic(3.16), ["W"], [[0, 0, 0]]).get_primitive_structure()
@@ -21,8 +26,29 @@ def _closed_pool():
     pool.close()
 
 
-def die(**_: object) -> dict[str, object]:
+DEADLY = """
+import os
+
+
+def die(**_):
     os._exit(9)
+
+
+def die_of_one(structures, *, calculator):
+    for index, number in enumerate(structures):
+        if number == 3:
+            os._exit(9)
+        yield index, {"state": "completed", "number": number}
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that worker processes can import, which test modules are not."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("INV_DESIGN_WORKERS", "2")
+    return importlib.import_module("deadly")
 
 
 def test_results_carry_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,23 +62,14 @@ def test_results_carry_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "W" in results[1]["error"] or "EMT" in results[1]["error"]
 
 
-def test_a_worker_that_dies_leaves_a_failed_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INV_DESIGN_WORKERS", "2")
-    results = dict(pool.map_unordered(die, [{"n": 1}, {"n": 2}]))
+def test_a_worker_that_dies_leaves_a_failed_record(deadly: ModuleType) -> None:
+    results = dict(pool.map_unordered(deadly.die, [{"n": 1}, {"n": 2}]))
     assert {r["state"] for r in results.values()} == {"failed"}
     assert "died" in results[0]["error"]
 
 
-def die_of_one(structures: list[int], *, calculator: str):
-    for index, number in enumerate(structures):
-        if number == 3:
-            os._exit(9)
-        yield index, {"state": "completed", "number": number, "calculator": calculator}
-
-
-def test_only_the_crystal_that_kills_its_worker_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INV_DESIGN_WORKERS", "2")
-    found = dict(pool.map_structures(die_of_one, list(range(6)), calculator="mace-alloy-small"))
+def test_only_the_crystal_that_kills_its_worker_fails(deadly: ModuleType) -> None:
+    found = dict(pool.map_structures(deadly.die_of_one, list(range(6)), calculator="mace-alloy-small"))
     assert sorted(found) == list(range(6))
     assert [found[i]["state"] for i in range(6)] == ["completed"] * 3 + ["failed"] + ["completed"] * 2
     assert [found[i]["number"] for i in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
