@@ -5,7 +5,7 @@ hard    rounds 0-4 at 350 GPa with every alloy above 250 GPa hidden from the sta
         chooses has seen them (the packaged weights have, so that everything is trained here). What all arms share
         has: the tabulated elemental properties are public knowledge, and the potentials of stages II and III learned
         from Materials Project calculations, MACE alloy-small from PBE labels of stiff alloys too.
-        Harder still is --hidden-above 150, where 16 compounds of Re, Os and Ir are left to learn from instead of 52.
+        Harder still is --hidden-above 150, where some 16 alloys with Re, Os or Ir are left to learn from instead of 52.
 
 Arms: con_cdvae (this loop), no_retraining (the same, all rounds with the models of round 0), substitution (ranked by a
 composition model, with the retrained predictor), random (substitution unranked, no predictor, labels drawn at random
