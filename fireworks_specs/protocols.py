@@ -20,6 +20,8 @@ def predictor_protocol(model_id: str) -> str:
 
 def mlip_protocol(config: CampaignConfig) -> dict[str, Any]:
     """Return what determines a stage-II result."""
+    from inv_design.mechanics.stages import METHOD
+
     stage = config.stages.mlip
     return {
         "code": "inv_design",
@@ -29,6 +31,7 @@ def mlip_protocol(config: CampaignConfig) -> dict[str, Any]:
         "fmax": stage.fmax,
         "max_steps": stage.max_steps,
         "keep_structure": dict(stage.keep_structure),
+        "mechanics": METHOD,
     }
 
 

@@ -74,7 +74,10 @@ def record_of(documents: Sequence[Any]) -> dict[str, Any]:
 
     Born's criterion is applied here: atomate2 gives moduli for unstable tensors too.
     """
+    import numpy as np
+
     from inv_design.mechanics.born import born_stable
+    from inv_design.mechanics.flags import tensor_flags
 
     document = next((d for d in documents if getattr(d, "elastic_tensor", None) is not None), None)
     if document is None:
@@ -95,7 +98,8 @@ def record_of(documents: Sequence[Any]) -> dict[str, Any]:
             "relaxed": True,
             "volume_per_atom": document.structure.volume / len(document.structure),
         },
-        "flags": [str(w) for w in (document.warnings or [])] + ([] if stable else ["born_unstable"]),
+        "flags": [str(w) for w in (document.warnings or [])]
+        + tensor_flags(np.array(document.elastic_tensor.raw), document.structure),
         "error": None,
         "structure": document.structure.as_dict(),
     }

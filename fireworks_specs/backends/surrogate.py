@@ -22,6 +22,7 @@ class Surrogate:
         """Return calculator, strain and the code that applied them."""
         from inv_design import __version__
         from inv_design.calculators.registry import calculator_protocol
+        from inv_design.mechanics.stages import METHOD
 
         stage = config.stages.dft
         return {
@@ -31,13 +32,15 @@ class Surrogate:
             "backend": self.method,
             "calculator": calculator_protocol(stage.calculator),
             "strain": stage.strain,
+            "mechanics": METHOD,
         }
 
     def compute(self, structures: Sequence[Any], config: CampaignConfig) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (index, record) of the equation of state of each crystal."""
-        from fireworks_specs.pool import map_unordered
-        from inv_design.mechanics.stages import measure_equation_of_state
+        from fireworks_specs.pool import map_structures
+        from inv_design.mechanics.stages import measure_equations_of_state
 
         stage = config.stages.dft
-        arguments = [{"structure": s, "calculator": stage.calculator, "strain": stage.strain} for s in structures]
-        yield from map_unordered(measure_equation_of_state, arguments)
+        yield from map_structures(
+            measure_equations_of_state, structures, calculator=stage.calculator, strain=stage.strain
+        )

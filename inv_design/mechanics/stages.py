@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+METHOD = 2
+"""Part of every protocol: raised when the numbers or the fields of a stage change under the same version."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
