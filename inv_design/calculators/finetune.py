@@ -318,7 +318,7 @@ class _Batches:
     """Frames as graphs and targets, and an endless shuffled stream of them which remembers what it gave."""
 
     def __init__(self, frames: Sequence[Frame], config: Mapping[str, Any], seed: Sequence[int]) -> None:
-        from inv_design.calculators.mace_model import build_graph
+        from inv_design.calculators.mace_model import build_graph, cutoffs
 
         self.frames = frames
         self.rng = np.random.default_rng(seed)
@@ -327,7 +327,7 @@ class _Batches:
         species = [np.array([index[int(z)] for z in frame.numbers]) for frame in frames]
         self.n_species = len(index)
         self.graphs = [
-            build_graph(row, frame.structure.cart_coords, frame.structure.lattice.matrix, config["r_max"])
+            build_graph(row, frame.structure.cart_coords, frame.structure.lattice.matrix, cutoffs(config))
             for frame, row in zip(frames, species, strict=True)
         ]
         # the reference energies are constants of the network: interaction energies are what float32 resolves
