@@ -26,7 +26,16 @@ class CampaignTask(FiretaskBase):
         from stores.connection import connect_from_launchpad
 
         connect_from_launchpad(self.launchpad)
+        self.fetch_models()
         self.work()
+
+    def fetch_models(self) -> None:
+        """Put the campaign's own potentials, which are models of the database, onto this machine."""
+        from fireworks_specs.firetasks.train_mlip import fetch_calculator
+
+        stages = self.config.stages
+        for name in (stages.mlip.calculator, stages.dft.calculator):
+            fetch_calculator(name)
 
     def work(self) -> None:
         """Do the task; ids in, records out."""

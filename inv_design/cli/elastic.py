@@ -9,7 +9,7 @@ import click
 from inv_design.cli import render
 from inv_design.cli.errors import CommandFailed, one_line
 from inv_design.cli.inputs import read_files
-from inv_design.cli.options import Settings, common_options, json_option
+from inv_design.cli.options import Settings, database_options, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,13 +34,14 @@ EMPTY: dict[str, Any] = {
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "-k", "--calculator", "name", default="mace-alloy-small", show_default=True, metavar="C",
-    help="mace-alloy-small, chgnet, emt, gpaw, mace-mp-0 ..., a .safetensors file, or an import path module:callable.",
+    help="mace-alloy-small, chgnet, emt, gpaw, mace-mp-0 ..., a .safetensors file, an import path module:callable, or "
+    "the id of a model that train-mlip made.",
 )  # fmt: skip
 @click.option("--relax/--no-relax", default=True, show_default=True, help="Relax positions and cell first.")
 @click.option("--fmax", type=float, default=0.02, show_default=True, help="Largest force after relaxation, eV/Å.")
 @click.option("--max-steps", type=click.IntRange(min=1), default=300, show_default=True, help="Relaxation steps.")
 @json_option
-@common_options
+@database_options
 @click.pass_obj
 def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: bool, fmax: float, max_steps: int) -> None:
     """Relax crystals and calculate their elastic tensors.
@@ -50,8 +51,14 @@ def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: boo
     """
     if not fmax > 0:
         raise click.BadParameter(f"{fmax} eV/Å is not positive", param_hint="--fmax")
-    from inv_design.calculators.registry import get_calculator
+    from inv_design.calculators.registry import MODEL_ID, cached_model, get_calculator
 
+    if MODEL_ID.fullmatch(name) and not cached_model(name).is_file():
+        from fireworks_specs.firetasks.train_mlip import fetch_calculator
+        from inv_design.cli.database import open_database
+
+        with open_database(settings, read_only=True):
+            fetch_calculator(name)
     try:
         with render.quiet():
             get_calculator(name)
