@@ -349,7 +349,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pair-minutes", type=float, default=12.0, help="stop labelling pairs after this many minutes")
     parser.add_argument("--skip-pairs", type=int, default=0, help="leave out the first pairs (of an earlier, cut run)")
-    parser.add_argument("--decorated", nargs=2, type=int, default=(0, 1000), help="first decorated alloy, and the end")
+    parser.add_argument("--decorated", nargs=2, type=int, default=(0, 8000), help="first decorated alloy, and the end")
     parser.add_argument("--limit", type=int, default=None, help="use only the first alloys and pairs (for a trial)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
