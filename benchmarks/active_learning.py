@@ -107,7 +107,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds after round 0")
     parser.add_argument("--samples", type=int, help="crystals generated per round")
     parser.add_argument(
-        "--relaxed", type=int, help="of them relaxed in stage II, best first (default: twice the budget)"
+        "--relaxed", type=int, help="of them relaxed in stage II, best first (default: thrice the budget)"
     )
     parser.add_argument("--budget", type=int, help="labels per round")
     parser.add_argument("--judged", type=int, help="crystals of a round, as generated, that both judges see")
@@ -119,7 +119,7 @@ def parse_options() -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.relaxed is None:
-        options.relaxed = 2 * options.budget
+        options.relaxed = 3 * options.budget
     return options
 
 
@@ -149,7 +149,7 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
     if arm in ("substitution", "random"):
         generator["name"] = "substitution"
     if arm == "random":  # a pool as large as the sample leaves nothing to rank; labels are drawn by this script
-        count = 3 * options.budget
+        count = options.relaxed
         generator |= {"samples_per_round": count, "chunk": count, "settings": {"pool": count}}
         predictor |= {"tolerance": ANYTHING}
         mlip, budget = {"tolerance": ANYTHING}, 0
