@@ -121,6 +121,6 @@ def queued(campaign: str, number: int, stage: str) -> list[str]:
 
     build_campaign(campaign)
     items = ScreeningQueueItem.objects(campaign=campaign, round=number, stage=stage).order_by(
-        "priority", "candidate_id"
+        "-priority", "candidate_id"
     )
     return list(dict.fromkeys(items.scalar("structure_id")))

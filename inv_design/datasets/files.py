@@ -29,7 +29,8 @@ def load_labelled(path: str | Path, label: str = "bulk_modulus_vrh") -> list[Lab
         if item.structure is None or label not in item.properties:
             problems.append(item.error or f"{item.source} has no {label}")
             continue
-        labels = {k: float(v) for k, v in item.properties.items() if isinstance(v, int | float) and k.endswith("_vrh")}
+        numbers = {k: v for k, v in item.properties.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        labels = {name: float(value) for name, value in numbers.items()}
         entries.append(LabelledStructure(item.structure, labels, item.source))
     for problem in problems[:20]:
         logger.warning("%s", problem)
