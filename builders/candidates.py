@@ -49,7 +49,7 @@ class CandidateBuilder(CampaignBuilder):
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     """
 
-    version = "2"
+    version = "3"
 
     def __init__(
         self, campaign: str | None = None, protocols: dict[str, str | None] | None = None, chunk_size: int = 500
@@ -248,6 +248,7 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     from inv_design.screening.dft import screen_dft
     from inv_design.screening.mlip import screen_mlip
     from inv_design.screening.predictor import screen_predictor
+    from inv_design.screening.quality import mlip_dft_difference
     from inv_design.structures.elements import expand_elements
     from inv_design.structures.files import structure_from_dict
 
@@ -283,6 +284,7 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     last = verdicts[-1]
     value, method = best_value(stages)
     judged = [item[stage] for stage in ("mlip", "dft") if stage in stages]
+    difference, doubts = mlip_dft_difference(*((item[s] or {}).get("results") for s in ("mlip", "dft")))
     properties, methods = best_properties(generated, item["predictions"], judged, wanted=wanted_properties(config))
     return {
         **{k: record[k] for k in ("formula", "chemsys", "elements", "nsites", "spacegroup")},
@@ -301,7 +303,8 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
         "born_stable": (stages.get("mlip") or {}).get("born_stable"),
         "target": config.target,
         "target_error": None if value is None else objectives[0].deviation(value),
-        "flags": [f for stage in ("mlip", "dft") for f in (stages.get(stage) or {}).get("flags", [])],
+        "mlip_dft_difference": difference,
+        "flags": [*(f for s in ("mlip", "dft") for f in (stages.get(s) or {}).get("flags", [])), *doubts],
         "model_id": stages["predictor"].get("model_id"),
         "duplicate_of": item["duplicate_of"],
         "duplicate_key": item["duplicate_key"],

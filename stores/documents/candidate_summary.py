@@ -45,6 +45,7 @@ class CandidateSummary(Derived):
     property_methods = DictField()
     hit = BooleanField()
     born_stable = BooleanField()
+    mlip_dft_difference = DictField()
     flags = ListField(StringField())
     condition = DictField()
     seed = IntField()
