@@ -92,6 +92,7 @@ class ConCDVAE(SavedAsBytes):
         self.conditions: Conditions | None = None
         self.models: dict[str, PropertyModel] = {}
         self.remembered: dict[str, dict[float, float]] = {}
+        self.avoided = 0
 
     # ---- training ----
 
@@ -373,7 +374,8 @@ class ConCDVAE(SavedAsBytes):
         accepted: list[Sample] = []
         found = KnownCrystals()
         rejected: Counter[str] = Counter()
-        seen = SeenForms(self._known_forms() if settings.novel else [], settings)
+        forms = self._known_forms() if settings.novel else []
+        seen = SeenForms(forms, settings, avoided=forms[len(forms) - self.avoided :])
         draws, heat = 0, 1.0
         while len(accepted) < n and draws < settings.attempts * n:
             success = len(accepted) / draws if draws else (0.65 if settings.latent_filter == 1 else 0.85)
@@ -656,6 +658,7 @@ class ConCDVAE(SavedAsBytes):
         """Return a generator that shares the trained parts and refuses these crystals too, as if they were known."""
         other = self.with_settings()
         other.known = self.known.joined(structures)
+        other.avoided = self.avoided + len(structures)
         return other
 
     def with_settings(self, **changes: Any) -> ConCDVAE:

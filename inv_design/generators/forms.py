@@ -37,14 +37,15 @@ def forms_of(numbers: np.ndarray, lengths: np.ndarray, angles: np.ndarray) -> li
 class SeenForms:
     """Forms that a ``sample`` call passes over or puts last: of known crystals, and drawn before.
 
-    They would cost a decoder call each and mostly give a known crystal again.
+    They would cost a decoder call each and mostly give a known crystal again. ``avoided`` forms are passed over from
+    the start: what a relaxation finds there is most likely the crystal to avoid, however the draft was distorted.
     """
 
-    def __init__(self, known: Sequence[Form], settings: ConCDVAESettings) -> None:
+    def __init__(self, known: Sequence[Form], settings: ConCDVAESettings, avoided: Sequence[Form] = ()) -> None:
         self.settings = settings
         self.forms = Counter(dict.fromkeys(known, 1))
         self.compositions = Counter({form[0]: 1 for form in known})
-        self.refused: Counter[Form] = Counter()
+        self.refused: Counter[Form] = Counter(dict.fromkeys(avoided, settings.patience))
         self.strict = False
 
     def penalty(self, form: Form) -> float:
