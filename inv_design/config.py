@@ -143,7 +143,9 @@ class GeneratorConfig(_Section):
     """The conditional generator."""
 
     name: str = Field(
-        "con_cdvae", description="con_cdvae, substitution or a plugin of the entry-point group inv_design.generators"
+        "con_cdvae",
+        description="con_cdvae, substitution, random_symmetric, external (a program of your own) or a plugin of the "
+        "entry-point group inv_design.generators",
     )
     samples_per_round: int = Field(500, ge=1, description="crystals generated in each round")
     latent_filter: int = Field(20, ge=1, description="keep the best of so many latents by predicted property (1: off)")
