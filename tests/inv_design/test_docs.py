@@ -68,7 +68,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_shown_commands_exist(page: Path) -> None:
-    for name in re.findall(r"^\s*inv-design ([a-z]+)", page.read_text(), re.MULTILINE):
+    for name in re.findall(r"^\s*inv-design ([a-z-]+)", page.read_text(), re.MULTILINE):
         assert name in COMMANDS
 
 
