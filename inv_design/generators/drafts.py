@@ -11,8 +11,8 @@ import torch
 
 from inv_design.generators.aims import Aim
 from inv_design.generators.conditions import GROUPS, SYSTEMS, feature_owners
-from inv_design.generators.crystals import ELEMENTS, species_order
-from inv_design.generators.forms import SeenForms, composition_keys, forms_of
+from inv_design.generators.crystals import ELEMENTS, padded_numbers, species_order
+from inv_design.generators.forms import SeenForms, composition_keys, forms_of, system_keys
 from inv_design.generators.networks import anchor_coordinates
 from inv_design.generators.property_model import count_elements
 from inv_design.generators.repair import contact_ratios
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inv_design.generators.protocol import Condition
 
 SLACK = 2.0  # a second property follows less well from composition and volume than the one trained for
+SYSTEM_COST = 0.02  # ln of the property that e-fold odds of a new chemical system are worth in the ranking
 FILL_WIDTH = 0.1  # ln of the property within which training crystals lend conditions that were not asked for
 
 
@@ -42,7 +43,8 @@ class Drafts:
     predicted, deviation
         First targeted property and the standard deviation of its logarithm, (m,).
     cost
-        Sum of the relative deviations from the targets plus ``caution`` times their uncertainty (m,).
+        Sum of the relative deviations from the targets, ``caution`` times their uncertainty, and what a chemical system
+        costs that is not new (m,).
     zc
         Conditioned latent vectors (m, latent).
     """
@@ -108,6 +110,7 @@ class Drafting:
         self.value = self.scaling.value(np.array([1.0 if target is None else target]))
         self.shown = target is not None
         self.wish = self._wish()
+        self.known_systems = np.unique(system_keys(count_elements(padded_numbers(model.known.crystals))))
 
     # ---- the condition ----
 
@@ -333,8 +336,13 @@ class Drafting:
         for aim in self.aims:
             misfit = (aim.expected_log(completed) - np.log(aim.target)) / (width * aim.slack)
             tilt[row, species] -= 0.5 * misfit**2
+        tilt[row, species] -= np.log(self.settings.new_systems) * self._familiar(completed)
         tilted = logits + torch.as_tensor(tilt, dtype=logits.dtype)
         return _drawn(tilted - tilted.amax(1, keepdim=True), generator)
+
+    def _familiar(self, counts: np.ndarray) -> np.ndarray:
+        """Return a mask (n,) of the compositions (n, 95) whose chemical system some known crystal has."""
+        return np.isin(system_keys(counts), self.known_systems)
 
     def _forbidden(self, numbers: Tensor, index: int, natoms: Tensor) -> Tensor:
         """Return the species (b, 95) that may not come next: sorted runs, and as many species as in training."""
@@ -369,7 +377,7 @@ class Drafting:
         volume = np.where(usable, volume, expected)
         corrected = np.exp((1 - share) * np.log(volume) + share * np.log(expected))
         lengths = lengths * torch.tensor((corrected / volume) ** (1 / 3), dtype=lengths.dtype)[:, None]
-        cost = np.where(usable, 0.0, np.inf)
+        cost = np.where(usable, SYSTEM_COST * np.log(self.settings.new_systems) * self._familiar(counts), np.inf)
         predicted = deviation = np.full(len(counts), np.nan)
         for number, aim in enumerate(self.aims):
             values, spread = aim.predict(counts, corrected)

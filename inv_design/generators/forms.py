@@ -26,6 +26,13 @@ def composition_keys(counts: np.ndarray) -> np.ndarray:
     return keys
 
 
+def system_keys(counts: np.ndarray) -> np.ndarray:
+    """Return one number (n,) per chemical system, the same for the same elements."""
+    weights = np.sqrt(np.arange(counts.shape[1]) + 0.5) % 1.0
+    keys: np.ndarray = np.round((counts > 0) @ weights, 10)
+    return keys
+
+
 def forms_of(numbers: np.ndarray, lengths: np.ndarray, angles: np.ndarray) -> list[Form]:
     """Return the forms of crystals: numbers (n, sites) padded with 0, lengths (n, 3) and angles (n, 3)."""
     keys = composition_keys(count_elements(numbers)).tolist()

@@ -66,6 +66,8 @@ class ConCDVAESettings:
         Refusals of a composition in a rough cell (known, or drawn before) after which it is left out.
     variety
         Cost (in ln of the property) in the ranking of a composition for every time it was drawn or known before.
+    new_systems
+        Odds by which a chemical system that no known crystal has is preferred to one that some has; 1: no preference.
     finetune_steps
         Optimiser steps of the first step in ``finetune``; 0.6 times as many follow for the decoder, 1.6 for the prior.
     finetune_share, finetune_boost
@@ -107,6 +109,7 @@ class ConCDVAESettings:
     attempts: int = 30
     patience: int = 2
     variety: float = 0.01
+    new_systems: float = 4.0
     joint_steps: int = 1600
     decoder_steps: int = 1800
     prior_steps: int = 8000
