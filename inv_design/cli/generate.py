@@ -77,7 +77,7 @@ def generate(
     guidance: float | None,
     output: Path,
 ) -> None:
-    """Generate crystals for target properties and write them with their ids, model, seed and condition.
+    """Generate crystals for a target property, or several, and write them with ids, model, seed and condition.
 
     At least one target, number of sites, composition or crystal system must be given; what can be targeted is what
     the model was trained on.

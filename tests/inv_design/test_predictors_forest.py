@@ -90,8 +90,8 @@ def test_it_learns_and_says_how_well(fitted, alloys):
     assert fitted.metrics["n_holdout"] + fitted.metrics["n_train"] == len(alloys)
 
 
-def test_a_property_with_both_signs_is_learned_as_it_is(alloys):
-    crystals = [a.structure for a in alloys]
+def test_a_property_with_both_signs_is_learned_as_it_is():
+    crystals = [a.structure for a in load_alloys()[::4]]  # enough of them are held out to be judged
     values = np.array([c.volume / len(c) / 10.0 - c.composition.average_electroneg for c in crystals])
     predictor = ExtraTrees(Target("contrast", "a.u.", upper=1.0), trees=30)
     metrics = predictor.fit(crystals, values)

@@ -69,7 +69,7 @@ def test_the_packaged_weights_are_model_files() -> None:
     root = resources.files("inv_design")
     files = [Path(str(p)) for folder in ("predictors", "generators") for p in (root / folder / "weights").iterdir()]
     blobs = [p for p in files if p.suffix == ".safetensors"]
-    assert len(blobs) == 2
+    assert len(blobs) == 3
     for path in blobs:
         assert path.stat().st_size < 3e6
         _, config = unpack(path.read_bytes())
