@@ -116,8 +116,7 @@ def train_further(
     Where the packaged weights learned from the same labels, they are taken.
     """
     from fireworks_specs.firetasks.train import uses_packaged
-    from inv_design.predictors.forest import ExtraTrees
-    from inv_design.predictors.registry import default_predictor
+    from inv_design.predictors.registry import default_predictor, make_predictor
     from inv_design.predictors.target import Target
 
     labelled = [m for m in members if trusted(m["labels"], name)]
@@ -130,7 +129,7 @@ def train_further(
     labelled = [m for m in labelled if m["structure_id"] in structures]
     if len(labelled) < ENOUGH:
         return None
-    predictor = ExtraTrees(Target.of(name, unit=unit))  # seconds to train, whatever the property
+    predictor = make_predictor("extra_trees", property=Target.of(name, unit=unit))  # seconds to train, whatever the property
     predictor.fit(
         [structures[m["structure_id"]] for m in labelled],
         [float(m["labels"][name]["value"]) for m in labelled],

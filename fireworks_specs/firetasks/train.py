@@ -113,7 +113,7 @@ def train_predictor(
     stage = config.stages.predictor
     if parent is None and uses_packaged(config) and stage.model == "cgcnn":
         predictor = default_predictor()
-        return predictor, dict(predictor.metrics), {"packaged": True}
+        return predictor, dict(getattr(predictor, "metrics", {})), {"packaged": True}
     settings: dict[str, Any] = {}
     if stage.model == "cgcnn":
         settings = {"committee": stage.committee} | ({"epochs": stage.epochs} if stage.epochs else {})
