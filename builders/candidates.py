@@ -199,17 +199,17 @@ class CandidateBuilder(CampaignBuilder):
         return found
 
     def _predictions(self, records: list[Document], models: set[str]) -> list[Document]:
-        """Return one prediction per property: by the round's own predictor where there is one, else the newest."""
+        """Return one prediction per property: by the round's own predictors, or the newest where it has none at all."""
         wanted = (self.protocols or {}).get("predictor")
         by_property: dict[str, list[Document]] = defaultdict(list)
         for record in records:
             if wanted is None or record["protocol_id"] == wanted or record["property"] != PROPERTY:
                 by_property[record["property"]].append(record)
         chosen = []
-        for name, group in sorted(by_property.items()):
+        for _, group in sorted(by_property.items()):
             own = [r for r in group if r.get("model_id") in models]
             # a round's predictor decides about its candidates; later ones must not change the verdict
-            best = newest(own) if own or (models and name == PROPERTY) else newest(group)
+            best = newest(own) if models else newest(group)
             if best is not None:
                 chosen.append(best)
         return chosen
@@ -284,7 +284,9 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     last = verdicts[-1]
     value, method = best_value(stages)
     judged = [item[stage] for stage in ("mlip", "dft") if stage in stages]
-    difference, doubts = mlip_dft_difference(*((item[s] or {}).get("results") for s in ("mlip", "dft")))
+    entered = {s: item[s] or {} if s in stages else {} for s in ("mlip", "dft")}
+    dft = {} if entered["dft"].get("method") == "surrogate" else entered["dft"]  # a rehearsal is no DFT
+    difference, doubts = mlip_dft_difference(entered["mlip"].get("results"), dft.get("results"))
     properties, methods = best_properties(generated, item["predictions"], judged, wanted=wanted_properties(config))
     return {
         **{k: record[k] for k in ("formula", "chemsys", "elements", "nsites", "spacegroup")},

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def training_set_ids(training_sets: Store, models: Store, campaign: str) -> dict[int, list[str]]:
-    """Return round -> ids of the training sets that belong to it.
+    """Return round -> ids of the training sets that belong to it, the newest last.
 
     A training set is known by its content and names only the first campaign and round that had it; which rounds
     learned from it is told by their models.
@@ -22,4 +22,8 @@ def training_set_ids(training_sets: Store, models: Store, campaign: str) -> dict
     for record in records:
         if record.get("round") is not None and record.get("training_set_id"):
             found[record["round"]].add(record["training_set_id"])
-    return {number: sorted(ids) for number, ids in sorted(found.items())}
+    first: dict[str, int] = {}  # a kept model brings the older set that it learned from
+    for number in sorted(found):
+        for identity in found[number]:
+            first.setdefault(identity, number)
+    return {n: sorted(ids, key=lambda i: (first[i], i)) for n, ids in sorted(found.items())}

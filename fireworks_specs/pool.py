@@ -87,13 +87,29 @@ def _map_chunks(
         for future in futures:
             future.cancel()
         raise
-    for index in sorted(todo):  # one at a time: only who kills the worker is blamed for it
+    left, window = sorted(todo), worker_count()
+    for start in range(0, len(left), window):  # as many at a time as there are workers
+        part = left[start : start + window]
+        alone = {}
         try:
-            (result,) = _executor().submit(_run_chunk, function, [arguments[index]]).result()
+            alone = {_executor().submit(_run_chunk, function, [arguments[index]]): index for index in part}
+            for future in as_completed(alone):
+                (result,) = future.result()
+                part.remove(alone[future])
+                yield alone[future], result
         except BrokenProcessPool:
             close()
-            result = failed("the worker process died twice (out of memory?)")
-        yield index, result
+        except BaseException:
+            for future in alone:
+                future.cancel()
+            raise
+        for index in part:  # of a broken window one at a time: only who kills the worker is blamed for it
+            try:
+                (result,) = _executor().submit(_run_chunk, function, [arguments[index]]).result()
+            except BrokenProcessPool:
+                close()
+                result = failed("the worker process died twice (out of memory?)")
+            yield index, result
 
 
 def _run_chunk(function: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:

@@ -195,7 +195,7 @@ class Objective:
         """Return the interval that counts as met: within a relative ``tolerance`` of a value; a range as it is."""
         if self.kind == "value":
             assert self.value is not None
-            margin = tolerance * abs(self.value)
+            margin = tolerance * (abs(self.value) or 1.0)  # as for the deviation, a unit stands in for zero
             return self.value - margin, self.value + margin
         return self.low, self.high
 

@@ -129,7 +129,9 @@ def train_further(
     labelled = [m for m in labelled if m["structure_id"] in structures]
     if len(labelled) < ENOUGH:
         return None
-    predictor = make_predictor("extra_trees", property=Target.of(name, unit=unit))  # seconds to train, whatever the property
+    predictor = make_predictor(
+        "extra_trees", property=Target.of(name, unit=unit)
+    )  # seconds to train, whatever the property
     predictor.fit(
         [structures[m["structure_id"]] for m in labelled],
         [float(m["labels"][name]["value"]) for m in labelled],

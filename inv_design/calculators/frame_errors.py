@@ -72,7 +72,8 @@ def _curves(frames: Sequence[Frame]) -> list[tuple[list[float], list[int], float
     for row, frame in enumerate(frames):
         if frame.known_pressure is not None:
             cell = frame.structure.lattice.matrix / frame.structure.volume ** (1 / 3)
-            shape = np.round(np.concatenate([cell, frame.structure.frac_coords]), 3) + 0.0
+            # shifted, so that no simple fraction lies where rounding turns
+            shape = np.round(np.concatenate([cell, frame.structure.frac_coords]) + 1.7e-4, 3) + 0.0
             key = (frame.level, frame.group, frame.numbers.tobytes(), shape.tobytes())
             groups[key][round(frame.volume, 3)] = row
     curves = []

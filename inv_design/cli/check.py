@@ -176,8 +176,10 @@ def _generator(config: CampaignConfig | None) -> str:
 def _calculator(name: str) -> str:
     from ase.build import bulk
 
+    from fireworks_specs.firetasks.train_mlip import fetch_calculator
     from inv_design.calculators.registry import get_calculator
 
+    fetch_calculator(name)
     if name == "gpaw":  # a calculation takes minutes: importing it must do
         get_calculator(name)
         return "gpaw is installed"

@@ -51,14 +51,10 @@ def elastic(settings: Settings, *, files: tuple[str, ...], name: str, relax: boo
     """
     if not fmax > 0:
         raise click.BadParameter(f"{fmax} eV/Å is not positive", param_hint="--fmax")
-    from inv_design.calculators.registry import MODEL_ID, cached_model, get_calculator
+    from inv_design.calculators.registry import get_calculator
+    from inv_design.cli.models import have_calculator
 
-    if MODEL_ID.fullmatch(name) and not cached_model(name).is_file():
-        from fireworks_specs.firetasks.train_mlip import fetch_calculator
-        from inv_design.cli.database import open_database
-
-        with open_database(settings, read_only=True):
-            fetch_calculator(name)
+    have_calculator(settings, name)
     try:
         with render.quiet():
             get_calculator(name)

@@ -113,9 +113,12 @@ def metrics(
     if "genmetrics" in wanted and not reference:
         raise click.UsageError("--suite genmetrics needs known crystals; add --reference FILE, or mp-binaries")
     targets = parse_targets([target] if target else [])
+    from inv_design.cli.models import have_calculator
     from inv_design.metrics.generation import generation_metrics
 
     phases = read_hull(hull) if hull else None
+    if calculator is not None:
+        have_calculator(settings, calculator)
     items = list(read_files([file]))
     good = [item for item in items if item.structure is not None]
     bad = [item.error for item in items if item.structure is None]

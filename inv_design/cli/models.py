@@ -121,3 +121,22 @@ def _stored(settings: Settings, model_id: str, kind: str) -> bytes:
     if document.kind != kind:
         raise ValueError(f"model {model_id} is a {document.kind}, a {kind} is needed")
     return bytes(document.load())
+
+
+def have_calculator(settings: Settings, name: str) -> None:
+    """Fetch the weights of a calculator that is a model of the database, unless this machine has them.
+
+    Raises
+    ------
+    LookupError, ValueError
+        If the database has no such model, or it is no potential.
+    """
+    from inv_design.calculators.registry import MODEL_ID, cached_model
+
+    if not MODEL_ID.fullmatch(name) or cached_model(name).is_file():
+        return
+    from fireworks_specs.firetasks.train_mlip import fetch_calculator
+    from inv_design.cli.database import open_database
+
+    with open_database(settings, read_only=True):
+        fetch_calculator(name)

@@ -253,7 +253,7 @@ def held_out_parity(found: tuple[Record, Any] | None, members: dict[int, list[Re
                 predicted=validation.predictions[::step].tolist(),
                 reference=validation.values[::step].tolist(),
                 predicted_by=f"{last['name']}, round {last['round']}",
-                reference_by="reference label",
+                reference_by="reference label" if last["round"] == 0 else "label of the training set",
                 std=validation.std[::step].tolist(),
             )
         ]

@@ -154,7 +154,7 @@ class ConCDVAE(SavedAsBytes):
 
         The new crystals make up ``finetune_share`` of the draws at most; the learning rate is a tenth of that of
         ``fit``; scaling and validation are those of ``fit``; the property model is conditioned on all data. ``further``
-        are values of the new crystals as in ``fit``; those of a replay are not needed where it is the crystals carried.
+        are values of the new crystals as in ``fit``; those of a replay are taken from the crystals carried.
         """
         if not self._fitted:
             raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file before finetune")
@@ -163,7 +163,8 @@ class ConCDVAE(SavedAsBytes):
         old, old_values, conditions = self.crystals, self.values, self.conditions
         if len(replay_structures):
             old, old_values, _ = self._canonical(replay_structures, replay_values)
-            conditions = None if conditions is None else conditions.rows(np.zeros(0, dtype=int)).extended(old)
+            if conditions is not None:
+                conditions = conditions.rows(np.zeros(0, dtype=int)).extended(old, self._carried(old))
         crystals, targets = [*old, *new], np.concatenate([old_values, new_values])
         share = min(settings.finetune_share, settings.finetune_boost * len(new) / len(crystals))
         weights = np.concatenate(
@@ -267,6 +268,13 @@ class ConCDVAE(SavedAsBytes):
         self._fit_models(seed)
         self.remembered = {}
         return {"prior_loss": loss, "crystals": float(len(self.crystals))}
+
+    def _carried(self, crystals: Sequence[CanonicalCrystal]) -> dict[str, list[float]]:
+        """Return the supplied values of crystals as far as they are among those carried, NaN for the others."""
+        assert self.conditions is not None
+        rows = {_crystal_key(crystal): i for i, crystal in enumerate(self.crystals)}
+        index = [rows.get(_crystal_key(crystal), -1) for crystal in crystals]  # -1 is the NaN behind the last
+        return {name: np.append(self.conditions.value_of(name), np.nan)[index].tolist() for name in SUPPLIED}
 
     def _new_prior(self) -> None:
         further = 0 if self.conditions is None else feature_size()
@@ -701,6 +709,12 @@ class _Best:
         """Put the best parameters back, if there are any."""
         for module, state in zip(self.modules, self.states, strict=False):
             module.load_state_dict(state)
+
+
+def _crystal_key(crystal: CanonicalCrystal) -> tuple[bytes, ...]:
+    """Return what tells a crystal from others and survives a file's single precision."""
+    arrays = ((crystal.lengths, 2), (crystal.angles, 1), (crystal.coords, 2))
+    return (np.asarray(crystal.numbers, dtype=int).tobytes(), *((np.round(a, d) + 0.0).tobytes() for a, d in arrays))
 
 
 def held_out(count: int, share: float, seed: int) -> np.ndarray:

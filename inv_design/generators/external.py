@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import string
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +23,7 @@ from inv_design.generators.program import (
     allow,
     check_template,
     file_hash,
+    files_hash,
     fill,
     is_allowed,
     program_hashes,
@@ -125,6 +128,8 @@ class ExternalSettings:
         for name in ("timeout", "fit_timeout", "attempts", "max_model_mb"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; a positive number is needed")
+        if not isinstance(self.attempts, int):
+            raise ValueError(f"attempts = {self.attempts!r}; a whole number is needed")
         if _has(self.sample, "model") and self.model is None and not _has(self.fit, "model"):
             raise ValueError("sample has {model}, but nothing makes one: give fit with {model}, or the path model")
 
@@ -225,7 +230,7 @@ class _Model:
         return path
 
     def verify(self) -> None:
-        """Check that a model outside the blob is there and the same.
+        """Check that the model is the one that was recorded, in the blob or outside it.
 
         Raises
         ------
@@ -233,6 +238,8 @@ class _Model:
             If it is not.
         """
         if self.path is None:
+            if files_hash(self.files) != self.sha256:
+                raise ValueError("the model that this file carries is not the one it was recorded with; fit again")
             return
         if not Path(self.path).exists():
             raise ValueError(f"the generator's model {self.path} is not on this machine; copy it there")
@@ -289,7 +296,7 @@ class ExternalGenerator(SavedAsBytes):
                 raise ValueError(f"model = {self.settings.model!r} does not exist; check the path")
             self._model = _Model(file_hash(path), path=str(path))
         self._crystals = crystals
-        allow(self.settings.commands)
+        allow(self._permission())
         return {"crystals": float(len(crystals.structures))}
 
     def finetune(
@@ -317,6 +324,7 @@ class ExternalGenerator(SavedAsBytes):
         elif self.settings.fit is not None:
             self._train("fit", self.settings.fit, both, replay=None, seed=seed, budget=budget, progress=progress)
         self._crystals = both
+        allow(self._permission())
         return {"crystals": float(len(both.structures)), "new": float(len(new.structures))}
 
     def _train(
@@ -333,7 +341,7 @@ class ExternalGenerator(SavedAsBytes):
         """Run a training command and take the model that it writes."""
         if progress is not None:
             progress(0, 1, name)
-        with TemporaryDirectory(prefix="inv_design_") as temporary:
+        with TemporaryDirectory(prefix="inv_design_", ignore_cleanup_errors=True) as temporary:
             work = _Work(Path(temporary))
             suffix = INPUTS[self.settings.input]
             values: dict[str, Any] = {
@@ -348,7 +356,8 @@ class ExternalGenerator(SavedAsBytes):
             }
             if replay is not None:
                 values["replay"] = replay.write(work.input / f"replay{suffix}", self.property)
-                values["previous"] = self._placed_model(work)
+                if _has(template, "previous"):
+                    values["previous"] = self._placed_model(work)
             run = self._run(fill(template, values), work, self.settings.fit_timeout)
             if run.failed:
                 raise RuntimeError(f"{name}: {run.argv[0]} {run.ending}")
@@ -373,10 +382,15 @@ class ExternalGenerator(SavedAsBytes):
                 "model_folder, where larger ones are kept"
             )
         kept = Path(self.settings.model_folder).expanduser().absolute() / sha256 / path.name
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists() or file_hash(kept) != sha256:
+            partial = kept.parent.with_name(f"{sha256}.{os.getpid()}")  # a kill leaves no half model under the name
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
             copy = shutil.copytree if path.is_dir() else shutil.copy2
-            copy(path, kept)
+            copy(path, partial / path.name)
+            shutil.rmtree(kept.parent, ignore_errors=True)
+            with suppress(OSError):  # another worker was first
+                partial.rename(kept.parent)
         return _Model(sha256, path=str(kept))
 
     def sample(self, n: int, condition: Condition, *, seed: int = 0, progress: Progress | None = None) -> list[Sample]:
@@ -440,7 +454,7 @@ class ExternalGenerator(SavedAsBytes):
         """Run the program once and take the crystals that it wrote, whatever became of it."""
         crystals = self._fitted()
         n = taken.wanted - len(taken.samples)
-        with TemporaryDirectory(prefix="inv_design_") as temporary:
+        with TemporaryDirectory(prefix="inv_design_", ignore_cleanup_errors=True) as temporary:
             work = _Work(Path(temporary))
             result = work.output / self.settings.result
             result.parent.mkdir(parents=True, exist_ok=True)
@@ -490,11 +504,15 @@ class ExternalGenerator(SavedAsBytes):
         return self._crystals
 
     def _need_permission(self) -> None:
-        if self._loaded and not is_allowed(self.settings.commands):
+        if self._loaded and not is_allowed(self._permission()):
             raise RuntimeError(
-                f"this model file runs the program {self.settings.sample[0]!r}, which nobody has set up on this "
-                f"account; if you trust the file, set {ALLOW}=1"
+                f"this model file runs the program {self.settings.sample[0]!r}, which nobody has set up with this "
+                f"model on this account; if you trust the file, set {ALLOW}=1"
             )
+
+    def _permission(self) -> dict[str, Any]:
+        """Return what was allowed: the commands, and the model that they read, which may be a pickle."""
+        return self.settings.commands | {"model_sha256": self._model.sha256 if self._model else None}
 
     def capabilities(self) -> Capabilities:
         """Return the conditions, ranges and elements of this generator, as its training crystals have them."""
@@ -604,10 +622,29 @@ class _Taken:
             return "sites"
         if largest is not None and len(structure) > largest < len(structure.get_primitive_structure()):
             return "sites"
+        if (reason := self._shape_reason(structure)) is not None:
+            return reason
         identity = structure_id(structure)
         if identity in self._ids:
             return "duplicate"
         self._ids.add(identity)
+        return None
+
+    def _shape_reason(self, structure: Structure) -> str | None:
+        """Return what of the composition, sites and crystal system asked for the crystal does not keep."""
+        from pymatgen.core import Composition
+
+        from inv_design.generators.conditions import crystal_system
+        from inv_design.generators.known_crystals import plain_crystal
+
+        wish = self.condition
+        formula = structure.composition.reduced_formula
+        if wish.composition is not None and formula != Composition(wish.composition).reduced_formula:
+            return "composition"
+        if wish.sites is not None and len(structure.get_primitive_structure()) != wish.sites:
+            return "sites"
+        if wish.crystal_system is not None and crystal_system(plain_crystal(structure)) != wish.crystal_system:
+            return "crystal system"
         return None
 
 

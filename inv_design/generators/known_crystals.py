@@ -46,10 +46,6 @@ class KnownCrystals:
             other.add(plain_crystal(structure), structure)
         return other
 
-    def has_formula(self, numbers: Sequence[int] | np.ndarray) -> bool:
-        """Return whether some crystal has the reduced formula of these atomic numbers."""
-        return reduced_formula(numbers) in self._groups
-
     def contains(self, structure: Structure) -> bool:
         """Return whether the structure is one of the crystals, volume scaled away (ltol 0.2, stol 0.3, angle 5)."""
         group = self._groups.get(reduced_formula([site.specie.Z for site in structure]), [])

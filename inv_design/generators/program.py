@@ -178,6 +178,16 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def files_hash(files: Mapping[str, bytes]) -> str:
+    """Return what :func:`file_hash` returns of these files, by relative path; ``.`` is a single file."""
+    if "." in files:
+        return hashlib.sha256(files["."]).hexdigest()
+    digest = hashlib.sha256()
+    for name in sorted(files, key=Path):
+        digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def program_hashes(template: Sequence[str]) -> dict[str, str]:
     """Return path -> SHA-256 of the program and of every argument that is a file, such as a script."""
     found = {}

@@ -123,7 +123,7 @@ class RandomSymmetric(SavedAsBytes):
         new = [canonical_crystal(structure) for structure in structures]
         self._take([*old, *new], np.concatenate([old_values, targets]), seed)
         for crystal in before.crystals:  # still not to be returned
-            if not self.known.has_formula(crystal.numbers):
+            if not self.known.contains(crystal.to_structure()):
                 self.known.add(crystal)
         return {"crystals": float(len(self.values))}
 

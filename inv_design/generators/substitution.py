@@ -121,7 +121,7 @@ class Substitution(SavedAsBytes):
         known = self.known
         self._take([*old, *new], np.concatenate([old_values, np.array(values, dtype=float)]), seed)
         for crystal in known.crystals:  # still not to be returned
-            if not self.known.has_formula(crystal.numbers):
+            if not self.known.contains(crystal.to_structure()):
                 self.known.add(crystal)
         return {"crystals": float(len(self.prototypes))}
 

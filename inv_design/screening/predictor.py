@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inv_design.objective import UPPER_BOUNDS, objectives_of
 from inv_design.screening.acquisition import hit_probability
-from inv_design.screening.target import target_reasons
+from inv_design.screening.target import plain_number, target_reasons
 from inv_design.screening.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -151,11 +151,11 @@ def probability_reasons(
         value, std = float(record["value"]), record.get("std")
         probability = hit_probability(value, std, objective, tolerance=tolerance)
         if probability < least:
-            spread = f" ± {std:.1f}" if std is not None and math.isfinite(std) else ""
+            spread = f" ± {plain_number(std)}" if std is not None and math.isfinite(std) else ""
             within = f"within {100 * tolerance:g} % of" if objective.kind == "value" else "in"
             message = (
-                f"{name} {value:.1f}{spread} {unit} is {within} {objective.text} with probability {probability:.2g} "
-                f"(at least {least:g} wanted)"
+                f"{name} {plain_number(value)}{spread} {unit} is {within} {objective.text} "
+                f"with probability {probability:.2g} (at least {least:g} wanted)"
             )
             reasons.append(Reason("target_probability", probability, least, message))
     return reasons

@@ -73,4 +73,9 @@ def _message(objective: Objective, value: float, error: float, allowed: float) -
 
 
 def _with_unit(value: float, unit: str) -> str:
-    return f"{value:.1f} {unit}".strip()
+    return f"{plain_number(value)} {unit}".strip()
+
+
+def plain_number(value: float) -> str:
+    """Return a number with a decimal where it is large and three digits where it is small."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

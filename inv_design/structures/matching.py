@@ -26,6 +26,7 @@ class _Entry:
     reduced: Structure | None = None
     """The primitive Niggli cell, made when the first comparison needs it."""
     fingerprint: LatticeFingerprint | None = None
+    failed: bool = False
 
 
 @dataclass
@@ -109,13 +110,14 @@ class StructureIndex:
 
     def _reduce(self, entry: _Entry) -> bool:
         """Make the primitive Niggli cell, exactly as ``StructureMatcher`` would; return whether there is one."""
-        if entry.name in self.skipped:
+        if entry.failed:
             return False
         if entry.reduced is None:
             try:
                 entry.reduced = unskewed(entry.structure).get_reduced_structure("niggli").get_primitive_structure()
                 entry.fingerprint = LatticeFingerprint.of(entry.reduced)
             except Exception as error:  # any failure in a reduction concerns this crystal alone
+                entry.failed = True
                 self.skipped[entry.name] = f"cannot be reduced to its primitive cell: {_one_line(error)}"
                 return False
         return True

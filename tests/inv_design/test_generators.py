@@ -14,7 +14,7 @@ from inv_design.generators.registry import default_generator, generator_names, l
 from inv_design.generators.substitution import Substitution
 from inv_design.structures.validity import min_distance, min_radius_ratio
 
-K = "bulk_modulus_vrh"
+K, G = "bulk_modulus_vrh", "shear_modulus_vrh"
 MATCHER = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
 
 
@@ -234,6 +234,20 @@ def test_finetune_learns_new_crystals_and_never_returns_them(alloys):
     replayed = [a.structure for a in alloys[:20]]
     generator.finetune([new], [360.0], replay_structures=replayed, replay_values=[a.labels[K] for a in alloys[:20]])
     assert all(generator.known.contains(a.structure) for a in alloys)
+
+
+def test_a_replay_keeps_the_further_conditions(alloys):
+    generator = ConCDVAE(joint_steps=10, decoder_steps=5, prior_steps=10, batch=32, finetune_steps=3)
+    structures, values = [a.structure for a in alloys], [a.labels[K] for a in alloys]
+    generator.fit(structures, values, further={G: [a.labels[G] for a in alloys]})
+    generator = load_generator(generator.to_bytes())
+    before = generator.conditions.value_of(G)
+    new = Structure(Lattice.cubic(3.1), ["Re", "W"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    generator.finetune([new], [370.0], replay_structures=structures, replay_values=values)
+    after = generator.conditions.value_of(G)
+    np.testing.assert_allclose(after[: len(before)], before)
+    assert np.isnan(after[-1])
+    assert G in generator.capabilities().conditions
 
 
 def test_fit_names_what_is_wrong_with_the_data(alloys):

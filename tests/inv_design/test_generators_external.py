@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pymatgen.core import Lattice, Structure
@@ -19,6 +21,7 @@ from inv_design.generators.external import ExternalGenerator, ExternalSettings
 from inv_design.generators.program import fill, run_program
 from inv_design.generators.protocol import Condition, Generator
 from inv_design.generators.registry import generator_names, load_generator, make_generator
+from inv_design.weights import pack, unpack
 
 K = "bulk_modulus_vrh"
 SCRIPT = str(Path(__file__).parent / "programs" / "lattice_generator.py")
@@ -273,6 +276,27 @@ def test_a_strangers_model_file_runs_nothing(tmp_path: Path, monkeypatch: pytest
             act()
     monkeypatch.setenv("INV_DESIGN_ALLOW_PROGRAMS", "1")
     assert len(loaded.sample(1, Condition({K: 200.0}))) == 1
+
+
+def test_a_strangers_model_is_not_handed_to_an_allowed_program() -> None:
+    shell = ["/bin/sh", "-c"]
+    generator = make_generator(
+        "external", sample=[*shell, "cp $0 seen", "{model}"], fit=[*shell, "echo mine > $0", "{model}"]
+    )
+    generator.fit(*training())
+    tensors, config = unpack(generator.to_bytes())
+    evil = np.frombuffer(b"a pickle", dtype=np.uint8)
+    swapped = {name: evil if name.startswith("model/") else array for name, array in tensors.items()}
+    with pytest.raises(ValueError, match="not the one"):
+        load_generator(pack(swapped, config))
+    config["model"]["sha256"] = hashlib.sha256(b"a pickle").hexdigest()
+    with pytest.raises(RuntimeError, match="set up with this model"):
+        load_generator(pack(swapped, config)).sample(1, Condition({K: 200.0}))
+
+
+def test_the_shape_that_is_asked_for_is_kept() -> None:
+    taken = fitted().sample(3, Condition({K: 200.0}, crystal_system="hexagonal"))
+    assert taken == []
 
 
 def test_settings_that_cannot_work_are_named() -> None:
