@@ -256,6 +256,9 @@ class CampaignConfig(_Section):
         if "bulk_modulus_vrh" not in self.targets:
             raise ValueError("this version screens by bulk_modulus_vrh: add it to targets")
         _ = self.target  # a direction or an open range has none
+        shape = [k for k in ("sites", "composition", "crystal_system") if getattr(self.generator, k) is not None]
+        if shape and self.generator.name in ("substitution", "random_symmetric"):
+            raise ValueError(f"the generator {self.generator.name} cannot fix {', '.join(shape)}; use con_cdvae")
         if "cost" in self.targets and not self.chemistry.cost:
             raise ValueError("targets has cost, but chemistry.cost is empty: give it the costs of the elements")
         return self

@@ -18,6 +18,12 @@ def write(tmp_path, data) -> str:
     return str(path)
 
 
+def test_a_generator_that_cannot_fix_a_shape_is_named() -> None:
+    wish = {"name": "x", "targets": {"K": "350 GPa"}, "generator": {"name": "substitution", "sites": 4}}
+    with pytest.raises(ValueError, match="cannot fix sites"):
+        CampaignConfig.model_validate(wish)
+
+
 def test_defaults_are_the_papers():
     config = CampaignConfig.model_validate(MINIMAL)
     stages = config.stages
