@@ -13,21 +13,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+PATIENCE = 10.0  # s for a fork of a killed holder to let go, which it does as soon as it runs
+
+
 class FileLock:
     """An advisory lock on ``<path>.lock`` that dies with its process and says who holds it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = self._holder()
-            os.close(self._descriptor)
-            raise ConnectionError(
-                f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
-                "wait until it ends, or open it read-only"
-            ) from error
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                holder = self._holder()
+                if _is_dead(holder) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                os.close(self._descriptor)
+                raise ConnectionError(
+                    f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
+                    "wait until it ends, or open it read-only"
+                ) from error
         text = json.dumps(
             {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}
         )
@@ -51,3 +60,16 @@ class FileLock:
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
         self._close()
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Return whether the holder was a process of this machine that has ended."""
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it runs as someone else
+        return False
+    return False

@@ -136,7 +136,7 @@ def test_stage_one_gives_the_doubtful_a_chance():
     sure = {"bulk_modulus_vrh": {"value": 262.0, "std": 3.0}}
     (reason,) = probability_reasons(sure, targets, least=0.05, tolerance=0.2)
     assert reason.rule == "target_probability"
-    assert "262.0 ± 3.0 GPa is within 20 % of 350 GPa with probability" in reason.message
+    assert "262.0 ± 3 GPa is within 20 % of 350 GPa with probability" in reason.message
 
 
 def test_the_setting_is_the_papers_by_default():
