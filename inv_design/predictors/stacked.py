@@ -231,7 +231,7 @@ class StackedPredictor:
         """
         tensors, config = unpack(blob)
         if config.get("kind") != cls.name:
-            raise ValueError(f"a model file of kind {config.get('kind')!r}, expected {cls.name!r}; it is another predictor's")
+            raise ValueError(f"a model file of kind {config.get('kind')!r}, not {cls.name!r}: another predictor's")
         try:
             predictor = cls(Target.from_config(config), **config["settings"])
             predictor.coefficients = tensors["coefficients"]
