@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pyxtal.crystal import random_crystal
 
+from inv_design.generators.baseline import Baseline
 from inv_design.generators.crystals import ELEMENTS, canonical_crystal, fit_atomic_volumes, padded_numbers
 from inv_design.generators.known_crystals import KnownCrystals
 from inv_design.generators.property_model import PropertyModel, count_elements
-from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
+from inv_design.generators.protocol import Capabilities, Condition, Sample
 from inv_design.generators.training import volumes_of
-from inv_design.structures.validity import geometry_reasons, metallic_radius
+from inv_design.structures.validity import metallic_radius
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class RandomSymmetricSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}; at least 1 is needed")
 
 
-class RandomSymmetric(SavedAsBytes):
+class RandomSymmetric(Baseline):
     """Random elements in a stoichiometry of the training set, placed at random on Wyckoff positions of a random group.
 
     The volume is the one that the property model expects of the composition. Keyword arguments are the fields of
@@ -122,9 +122,7 @@ class RandomSymmetric(SavedAsBytes):
         before = self.known
         new = [canonical_crystal(structure) for structure in structures]
         self._take([*old, *new], np.concatenate([old_values, targets]), seed)
-        for crystal in before.crystals:  # still not to be returned
-            if not self.known.contains(crystal.to_structure()):
-                self.known.add(crystal)
+        self._keep_known(before)
         return {"crystals": float(len(self.values))}
 
     def _take(self, crystals: list[CanonicalCrystal], values: np.ndarray, seed: int) -> None:
@@ -134,14 +132,6 @@ class RandomSymmetric(SavedAsBytes):
             seed=seed,
         )  # fmt: skip
         self._fitted = True
-
-    def _need_fit(self) -> None:
-        if not self._fitted:
-            raise RuntimeError("this baseline is not fitted; call fit or load a file")
-
-    def _elements(self) -> list[int]:
-        """Return the atomic numbers of the training crystals, sorted."""
-        return sorted({int(z) for crystal in self.known.crystals[: len(self.values)] for z in crystal.numbers})
 
     def _stoichiometries(self) -> list[tuple[int, ...]]:
         """Return the numbers of atoms of each species of every training crystal's primitive cell, fewest first."""
@@ -186,32 +176,6 @@ class RandomSymmetric(SavedAsBytes):
         }
         return accepted
 
-    def avoiding(self, structures: Sequence[Structure]) -> RandomSymmetric:
-        """Return a generator that shares the fitted parts and refuses these crystals too, as if they were known."""
-        other = copy(self)
-        other.known = self.known.joined(structures)
-        other.last_statistics = {}
-        return other
-
-    def _check(self, condition: Condition) -> tuple[float, list[int]]:
-        """Return (target, atomic numbers allowed) of a condition."""
-        from pymatgen.core import Element
-
-        self._need_fit()
-        condition.refuse_shape(self.name)
-        if set(condition.targets) != {self.property}:
-            raise ValueError(
-                f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}"
-            )
-        target = float(condition.targets[self.property])
-        if not target > 0:
-            raise ValueError(f"the target {self.property} = {target} is not positive")
-        present = self._elements()
-        allowed = [z for z in present if condition.allows({Element.from_Z(z).symbol})]
-        if not allowed:
-            raise ValueError(f"the condition leaves none of the {len(present)} elements the generator knows")
-        return target, allowed
-
     def _draw(
         self, eligible: list[tuple[int, ...]], allowed: list[int], target: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, float, float]:
@@ -234,13 +198,6 @@ class RandomSymmetric(SavedAsBytes):
         number = next(number for number in order if _compatible(number, tuple(sorted(atoms))))
         made = _random_structure(number, numbers.tolist(), atoms, volume, settings=self.settings, rng=rng.spawn(1)[0])
         return made, number
-
-    def _refuse(self, structure: Structure, found: KnownCrystals) -> str | None:
-        if geometry_reasons(structure, min_ratio=self.settings.min_ratio):
-            return "geometry"
-        if self.known.contains(structure):
-            return "known"
-        return "duplicate" if self.settings.unique and found.contains(structure) else None
 
     def capabilities(self) -> Capabilities:
         """Return the conditions, ranges and elements of this generator."""

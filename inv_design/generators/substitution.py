@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from copy import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from inv_design.generators.baseline import Baseline
 from inv_design.generators.crystals import (
     CanonicalCrystal,
     canonical_crystal,
@@ -19,9 +19,8 @@ from inv_design.generators.crystals import (
 )
 from inv_design.generators.known_crystals import KnownCrystals, reduced_formula
 from inv_design.generators.property_model import PropertyModel, count_elements
-from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
+from inv_design.generators.protocol import Capabilities, Condition, Sample
 from inv_design.generators.training import volumes_of
-from inv_design.structures.validity import geometry_reasons
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,7 +55,7 @@ class SubstitutionSettings:
     unique: bool = True
 
 
-class Substitution(SavedAsBytes):
+class Substitution(Baseline):
     """Random elements in the structures of the training set, ranked by predicted property.
 
     Each draw takes a training crystal, gives every species another random element, scales the cell to the sum of fitted
@@ -109,20 +108,17 @@ class Substitution(SavedAsBytes):
         progress: Progress | None = None,  # noqa: ARG002
     ) -> dict[str, float]:
         """Add crystals to the prototypes and refit; without a replay the old ones stay."""
-        if not self._fitted:
-            raise RuntimeError("this baseline is not fitted; call fit or load a file")
+        self._need_fit()
         if len(structures) != len(values) or len(replay_structures) != len(replay_values):
             raise ValueError("structures and values, and replay_structures and replay_values, must be equally many")
-        old, old_values = self.known.crystals, self.values
+        old, old_values = self.prototypes, self.values
         if len(replay_structures):
             old = [canonical_crystal(structure) for structure in replay_structures]
             old_values = np.array(replay_values, dtype=float)
         new = [canonical_crystal(structure) for structure in structures]
         known = self.known
         self._take([*old, *new], np.concatenate([old_values, np.array(values, dtype=float)]), seed)
-        for crystal in known.crystals:  # still not to be returned
-            if not self.known.contains(crystal.to_structure()):
-                self.known.add(crystal)
+        self._keep_known(known)
         return {"crystals": float(len(self.prototypes))}
 
     def _take(self, crystals: list[CanonicalCrystal], values: np.ndarray, seed: int) -> None:
@@ -177,44 +173,11 @@ class Substitution(SavedAsBytes):
         }
         return accepted
 
-    def avoiding(self, structures: Sequence[Structure]) -> Substitution:
-        """Return a generator that shares the fitted parts and refuses these crystals too, as if they were known."""
-        other = copy(self)
-        other.known = self.known.joined(structures)
-        other.last_statistics = {}
-        return other
-
-    def _check(self, condition: Condition) -> tuple[float, list[int]]:
-        from pymatgen.core import Element
-
-        if not self._fitted:
-            raise RuntimeError("this baseline is not fitted; call fit or load a file")
-        condition.refuse_shape(self.name)
-        if set(condition.targets) != {self.property}:
-            raise ValueError(
-                f"the condition targets {sorted(condition.targets)}; this generator knows {self.property!r}"
-            )
-        target = float(condition.targets[self.property])
-        if not target > 0:
-            raise ValueError(f"the target {self.property} = {target} is not positive")
-        present = sorted({int(z) for crystal in self.prototypes for z in crystal.numbers})
-        allowed = [z for z in present if condition.allows({Element.from_Z(z).symbol})]
-        if not allowed:
-            raise ValueError(f"the condition leaves none of the {len(present)} elements the generator knows")
-        return target, allowed
-
-    def _refuse(self, structure: Structure, found: KnownCrystals) -> str | None:
-        if geometry_reasons(structure, min_ratio=self.settings.min_ratio):
-            return "geometry"
-        if self.known.contains(structure):
-            return "known"
-        return "duplicate" if self.settings.unique and found.contains(structure) else None
-
     def capabilities(self) -> Capabilities:
         """Return the conditions, ranges and elements of this generator."""
         from pymatgen.core import Element
 
-        present = sorted({int(z) for crystal in self.prototypes for z in crystal.numbers}) if self._fitted else []
+        present = self._elements() if self._fitted else []
         return Capabilities(
             conditions=(self.property,),
             trainable=True,
