@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 SERVER_VARIABLE = "INV_DESIGN_TEST_MONGODB"
 REQUIRE_VARIABLE = "INV_DESIGN_REQUIRE_WIRE"
 VERSION = "1.47.0"
+
+TINY_MACE: dict[str, Any] = {
+    "kind": "mace-scale-shift",
+    "atomic_numbers": [13, 28, 29, 46],
+    "atomic_energies": [-3.0, -5.0, -4.0, -4.5],
+    "scale": 0.5,
+    "shift": 0.0,
+    "avg_num_neighbors": 40.0,
+    "r_max": 4.0,
+    "num_bessel": 4,
+    "num_polynomial_cutoff": 5,
+    "max_ell": 1,
+    "num_interactions": 2,
+    "hidden_irreps": "4x0e",
+    "MLP_irreps": "4x0e",
+    "correlation": 1,
+    "radial_MLP": [8],
+    "pair_repulsion": False,
+}
+"""The configuration of a MACE network for tests: four metals, a second to train."""
 
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -158,3 +178,11 @@ def _unavailable(reason: str) -> NoReturn:
     if os.environ.get(REQUIRE_VARIABLE) == "1":
         pytest.fail(f"{REQUIRE_VARIABLE}=1, but {reason}")
     pytest.skip(reason)
+
+
+def tiny_mace() -> bytes:
+    """Return the model file of an untrained network of :data:`TINY_MACE`, for tests of training and of calculators."""
+    from inv_design.calculators.mace_model import build_network, network_tensors
+    from inv_design.weights import pack
+
+    return pack(network_tensors(build_network(TINY_MACE, "float32")), TINY_MACE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -108,14 +108,9 @@ def symmetry_residual(tensor: np.ndarray, structure: Structure, symprec: float =
 
     The distance of the tensor from its average over the crystal's point group, in the Cartesian frame of the cell.
     """
-    import spglib
+    from inv_design.mechanics.symmetry import crystal_symmetry
 
-    cell: Any = (structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
-    symmetry = spglib.get_symmetry(cell, symprec=symprec)
-    if symmetry is None:
-        return 0.0
-    basis = structure.lattice.matrix.T
-    rotations = [basis @ rotation @ np.linalg.inv(basis) for rotation in np.unique(symmetry["rotations"], axis=0)]
+    rotations = crystal_symmetry(structure, symprec).rotations
     average = np.mean([rotated(tensor, rotation) for rotation in rotations], axis=0)
     norm = float(np.linalg.norm(tensor))
     return float(np.linalg.norm(average - tensor)) / norm if norm > 0 else 0.0

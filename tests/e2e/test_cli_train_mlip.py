@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from ase.build import bulk
@@ -17,33 +17,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner
 
-from inv_design.calculators.mace_model import KIND, build_network, network_tensors
 from inv_design.cli import main
-from inv_design.weights import pack, sha256
+from inv_design.testing import tiny_mace
+from inv_design.weights import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from click.testing import Result
 
-TINY: dict[str, Any] = {
-    "kind": KIND,
-    "atomic_numbers": [13, 28, 29, 46],
-    "atomic_energies": [-3.0, -5.0, -4.0, -4.5],
-    "scale": 0.5,
-    "shift": 0.0,
-    "avg_num_neighbors": 40.0,
-    "r_max": 4.0,
-    "num_bessel": 4,
-    "num_polynomial_cutoff": 5,
-    "max_ell": 1,
-    "num_interactions": 2,
-    "hidden_irreps": "4x0e",
-    "MLP_irreps": "4x0e",
-    "correlation": 1,
-    "radial_MLP": [8],
-    "pair_repulsion": False,
-}
 METALS = {"Al": 4.0, "Ni": 3.5, "Cu": 3.6, "Pd": 3.9}
 TRAIN = ("train-mlip", "--database", "embedded", "-p", "tiny.safetensors", "-f", "frames.extxyz", "--steps", "40",
          "--replay", "8", "--rate", "0.1")  # fmt: skip
@@ -60,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("mlip")
     torch.manual_seed(0)
-    (folder / "tiny.safetensors").write_bytes(pack(network_tensors(build_network(TINY, "float32")), TINY))
+    (folder / "tiny.safetensors").write_bytes(tiny_mace())
     frames = []
     for symbol, length in METALS.items():
         for scale in (0.97, 1.0, 1.03):

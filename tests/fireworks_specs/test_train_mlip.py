@@ -21,8 +21,8 @@ from fireworks_specs.firetasks.train_mlip import (
     train_mlip_workflow,
 )
 from inv_design.calculators.finetune import FinetuneSettings
-from inv_design.calculators.mace_model import KIND, build_network, network_tensors
 from inv_design.mechanics.stages import measure_equation_of_state
+from inv_design.testing import tiny_mace
 from inv_design.weights import pack, sha256
 from stores.provenance import lineage, provenance
 from stores.records import insert_calculation, insert_campaign, insert_candidate, insert_model, insert_structure
@@ -32,24 +32,6 @@ if TYPE_CHECKING:
 
     from stores.connection import Connection
 
-TINY: dict[str, Any] = {
-    "kind": KIND,
-    "atomic_numbers": [13, 28, 29, 46],
-    "atomic_energies": [-3.0, -5.0, -4.0, -4.5],
-    "scale": 0.5,
-    "shift": 0.0,
-    "avg_num_neighbors": 40.0,
-    "r_max": 4.0,
-    "num_bessel": 4,
-    "num_polynomial_cutoff": 5,
-    "max_ell": 1,
-    "num_interactions": 2,
-    "hidden_irreps": "4x0e",
-    "MLP_irreps": "4x0e",
-    "correlation": 1,
-    "radial_MLP": [8],
-    "pair_repulsion": False,
-}
 SETTINGS = {"steps": 20, "rate": 0.01, "replay": 8}
 CRYSTALS = [("Al", "Ni", 2.9), ("Cu", "Pd", 3.0), ("Al", "Cu", 3.0), ("Ni", "Pd", 2.95)]
 NAME = "labels"
@@ -64,7 +46,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     path = tmp_path / "tiny.safetensors"
-    path.write_bytes(pack(network_tensors(build_network(TINY, "float32")), TINY))
+    path.write_bytes(tiny_mace())
     return path
 
 

@@ -31,7 +31,7 @@ from inv_design.calculators.finetune import (
 )
 from inv_design.calculators.frame_errors import bulk_modulus, errors_of
 from inv_design.calculators.frames import Frame, frames_digest, frames_of_calculation, read_frames
-from inv_design.calculators.mace_model import KIND, MaceEvaluator, build_network, load_network, network_tensors
+from inv_design.calculators.mace_model import MaceEvaluator, build_network, load_network, network_tensors
 from inv_design.calculators.registry import (
     cache_model,
     cached_model,
@@ -43,30 +43,13 @@ from inv_design.calculators.replay import replay_frames
 from inv_design.mechanics.eos import BirchMurnaghan
 from inv_design.mechanics.evaluate import GPA_PER_EV_A3
 from inv_design.mechanics.stages import measure_equation_of_state
-from inv_design.weights import pack, sha256, unpack
+from inv_design.testing import TINY_MACE, tiny_mace
+from inv_design.weights import sha256, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TINY: dict[str, Any] = {
-    "kind": KIND,
-    "atomic_numbers": [13, 28, 29, 46],
-    "atomic_energies": [-3.0, -5.0, -4.0, -4.5],
-    "scale": 0.5,
-    "shift": 0.0,
-    "avg_num_neighbors": 40.0,
-    "r_max": 4.0,
-    "num_bessel": 4,
-    "num_polynomial_cutoff": 5,
-    "max_ell": 1,
-    "num_interactions": 2,
-    "hidden_irreps": "4x0e",
-    "MLP_irreps": "4x0e",
-    "correlation": 1,
-    "radial_MLP": [8],
-    "pair_repulsion": False,
-}
 METALS = {"Al": 4.0, "Ni": 3.5, "Cu": 3.6, "Pd": 3.9}
 QUICK = FinetuneSettings(steps=60, rate=0.1, batch=8, replay=20, patience=12)
 
@@ -86,7 +69,7 @@ def parent() -> bytes:
     import torch
 
     torch.manual_seed(0)
-    return pack(network_tensors(build_network(TINY, "float32")), TINY)
+    return tiny_mace()
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +309,7 @@ def test_the_stored_weights_are_those_that_were_judged(
     assert errors_of(student, held_out) == pytest.approx(result.errors["after"]["held_out"], abs=1e-6)
     assert config["name"] == "tuned"
     assert config["training"]["finetuned_from_sha256"] == sha256(parent)
-    assert config["atomic_energies"] == TINY["atomic_energies"]
+    assert config["atomic_energies"] == TINY_MACE["atomic_energies"]
 
 
 def test_the_log_says_what_was_asked_and_what_ran(
@@ -454,10 +437,10 @@ def test_a_foundation_model_becomes_a_parent(tmp_path: Path, monkeypatch: pytest
     import torch
 
     torch.manual_seed(1)
-    network = build_network({**TINY, "correlation": 2})
+    network = build_network({**TINY_MACE, "correlation": 2})
     torch.save(network, tmp_path / "release.model")
     monkeypatch.setattr("inv_design.calculators.registry._foundation_path", lambda _: tmp_path / "release.model")
     tensors, config = unpack(network_weights("mace-mp-0"))
-    assert config["atomic_numbers"] == TINY["atomic_numbers"]
+    assert config["atomic_numbers"] == TINY_MACE["atomic_numbers"]
     own = network_tensors(network)
     assert all(np.array_equal(tensors[name], own[name]) for name in own)
