@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train-mlip": ("train_mlip:train_mlip", "Fine-tune a machine-learned potential on the labels of a campaign."),
     "metrics": ("metrics:metrics", "Measure validity, uniqueness, novelty and target error of crystals in a file."),
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),
+    "export": ("export:export", "Write a campaign into one file, for others or for later."),
+    "import": ("import_archive:import_archive", "Read archives of campaigns into the database."),
     "db": ("db:db", "Set up, index, migrate, share and move the database."),
 }
 """Command name -> (module:function inside this package, the first line of its help)."""
