@@ -1,4 +1,4 @@
-"""The embedded database: MongoDB's language by mongomock-ng, durability and hash indexes by one SQLite file.
+"""The embedded database: MongoDB's language by mongomock-ng, durability and ordered indexes by one SQLite file.
 
 Every write is in the file's write-ahead log before it is acknowledged, so a killed process loses nothing that it was
 told was written (``synchronous=NORMAL``: a power failure may lose the last moments, it never corrupts). One process
@@ -7,19 +7,19 @@ writes, held off by a lock file; others may open a read-only snapshot beside it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bson
-from mongomock_ng import aggregate, filtering, helpers
+from mongomock_ng import aggregate, helpers
 from mongomock_ng.collection import Collection, Cursor
 from mongomock_ng.command_cursor import CommandCursor
 from mongomock_ng.database import Database
 from mongomock_ng.mongo_client import MongoClient
 from pymongo.errors import ConfigurationError, OperationFailure
 
+from stores.sqlite_planner import explained, sort_pairs
 from stores.sqlite_server import SQLiteServer
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class EmbeddedDatabase(Database):
 
 
 class EmbeddedCollection(Collection):
-    """A collection whose writes are atomic between threads and whose equality look-ups use hash indexes."""
+    """A collection whose writes are atomic between threads and whose look-ups, ranges and sorts use indexes."""
 
     @property
     def _server(self) -> SQLiteServer:
@@ -132,7 +132,7 @@ class EmbeddedCollection(Collection):
             return data["_id"]
 
     def _ensure_uniques(self, new_data: Mapping[str, Any]) -> None:
-        self._store.check_unique(new_data)
+        """Leave it to the store, which checks while it writes."""
 
     def _update(self, *args: Any, **kwargs: Any) -> Any:
         with self._server.writing():
@@ -154,7 +154,7 @@ class EmbeddedCollection(Collection):
     # -- indexes ------------------------------------------------------------------------------------------------------
 
     def create_index(self, keys: Any, cache_for: int = 300, session: Any = None, **options: Any) -> str:  # noqa: ARG002
-        """Create a hash index over the fields and each of their leading parts; an existing equal one is kept."""
+        """Create an ordered index over the fields, of use for each of their leading parts; an equal one is kept."""
         fields: list[Any] = helpers.create_index_list(keys)
         config: dict[str, Any] = {"key": fields}
         for option in ("unique", "sparse", "expireAfterSeconds", "partialFilterExpression"):
@@ -208,21 +208,28 @@ class EmbeddedCollection(Collection):
             raise OperationFailure(f"unrecognized field {sorted(unknown)[0]!r}")
         with self._server.reading():
             spec = helpers.patch_datetime_awareness_in_document(filter)
-            count = max(sum(1 for _ in self._store.matching(spec)) - (kwargs.get("skip") or 0), 0)
+            count = max(self._store.count(spec) - (kwargs.get("skip") or 0), 0)
         return min(count, kwargs["limit"]) if kwargs.get("limit") else count
 
     def aggregate(self, pipeline: list[dict[str, Any]], session: Any = None, **_options: Any) -> Any:
-        """Run an aggregation; a leading ``$match`` uses the indexes."""
-        pipeline = list(pipeline)
-        match: Mapping[str, Any] = {}
-        if pipeline and "$match" in pipeline[0]:
-            match = helpers.patch_datetime_awareness_in_document(pipeline[0]["$match"])
-            pipeline = pipeline[1:]
-        with self._server.lock:
-            documents = list(self._iter_documents(match))
-            if not pipeline:
+        """Run an aggregation; a leading ``$match``, ``$sort``, ``$skip``, ``$limit`` use the indexes."""
+        stages = list(pipeline)
+        leading: dict[str, Any] = {}
+        for operator in ("$match", "$sort", "$skip", "$limit"):
+            if stages and list(stages[0]) == [operator]:
+                leading[operator] = stages.pop(0)[operator]
+        match = helpers.patch_datetime_awareness_in_document(leading.get("$match", {}))
+        with self._server.reading():
+            found = self._store.matching(
+                match,
+                sort_pairs(leading.get("$sort")),
+                skip=leading.get("$skip", 0),
+                limit=leading.get("$limit"),
+            )
+            documents = [bson.decode(blob) for _, blob in found]
+            if not stages:
                 return CommandCursor(documents)
-            return aggregate.process_pipeline(documents, self.database, pipeline, session)
+            return aggregate.process_pipeline(documents, self.database, stages, session)
 
     def with_options(  # type: ignore[override]
         self, codec_options: Any = None, **_options: Any
@@ -237,14 +244,15 @@ class EmbeddedCursor(Cursor):
     """A cursor that copies only the documents in its window."""
 
     def _compute_results(self, with_limit_and_skip: bool = False) -> list[Any]:
-        window = (self._skip, self._limit) if with_limit_and_skip else (0, None)
+        window = (self._skip or 0, self._limit) if with_limit_and_skip else (0, None)
         if self._results is not None and self._factory_last_generated_results == (self._factory, window):
             return self._results
         collection = self.collection
         with collection._server.reading():
-            found = _sorted(collection._store.matching(self._spec), self._sort)
-            start, count = window
-            found = itertools.islice(found, start, None if count is None else start + abs(count))
+            skip, limit = window
+            found = collection._store.matching(
+                self._spec, sort_pairs(self._sort), skip=skip, limit=None if limit is None else abs(limit)
+            )
             if self._projection:
                 results = [
                     collection._copy_only_fields(document, _copy(self._projection), dict, filter=self._spec)
@@ -265,6 +273,23 @@ class EmbeddedCursor(Cursor):
         cursor.__class__ = EmbeddedCursor
         return cursor
 
+    def explain(self) -> dict[str, Any]:
+        """Return how the query is answered, in the words of MongoDB: IXSCAN with ``indexName``, or COLLSCAN."""
+        collection = self.collection
+        sort = sort_pairs(self._sort)
+        with collection._server.reading():
+            wanted = None if self._limit is None else (self._skip or 0) + abs(self._limit)
+            plan = collection._store.plan(self._spec, sort, wanted)
+        return {
+            "queryPlanner": {
+                "namespace": collection.full_name,
+                "parsedQuery": dict(self._spec),
+                "winningPlan": explained(plan, self._spec, sort),
+                "rejectedPlans": [],
+            },
+            "ok": 1.0,
+        }
+
     def max_time_ms(self, max_time_ms: int | None) -> EmbeddedCursor:  # noqa: ARG002
         """Accept a time limit; there is no server to enforce it."""
         return self
@@ -272,21 +297,3 @@ class EmbeddedCursor(Cursor):
 
 def _copy(projection: Any) -> Any:
     return dict(projection) if isinstance(projection, Mapping) else list(projection)
-
-
-def _sorted(found: Iterator[tuple[dict, bytes]], sort: Any) -> Iterator[tuple[dict, bytes]]:
-    """Sort (document, blob) pairs by a pymongo sort specification, last key first (the sort is stable)."""
-    if not sort:
-        return found
-    keys = [
-        (item, 1) if isinstance(item, str) else tuple(item)
-        for item in (sort.items() if isinstance(sort, Mapping) else sort)
-    ]
-    pairs = list(found)
-    for key, direction in reversed(keys):
-        if key == "$natural":
-            if direction < 0:
-                pairs.reverse()
-            continue
-        pairs.sort(key=lambda pair: filtering.resolve_sort_key(key, pair[0]), reverse=direction < 0)
-    return iter(pairs)

@@ -34,8 +34,9 @@ class FileLock:
                     continue
                 os.close(self._descriptor)
                 raise ConnectionError(
-                    f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
-                    "wait until it ends, or open it read-only"
+                    f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, "
+                    f"since {holder.get('since', '?')}; one process writes at a time: wait until it ends, open it "
+                    "read-only, or move to a server for many: inv-design db move --to mongodb://HOST/NAME"
                 ) from error
         text = json.dumps(
             {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import heapq
 import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,32 +12,31 @@ from mongomock_ng import filtering, helpers
 from mongomock_ng.store import CollectionStore
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from stores.index_keys import (
-    covers,
-    decode_config,
-    duplicate_key,
-    encode_document,
-    entries_of,
-    entry,
-    equalities,
-    id_key,
-)
+from stores.index_keys import after, duplicate_key, encode, encode_document, inverted, sort_key
+from stores.sqlite_index import Index, decode_config, id_index
+from stores.sqlite_planner import Conditions, Plan, choose, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from stores.sqlite_planner import Range
     from stores.sqlite_server import SQLiteServer
 
+    Pair = tuple[dict[str, Any], bytes]
+    Sort = Sequence[tuple[str, int]]
+
 CACHE_BYTES = 64 * 1024 * 1024  # BSON of the collections that are kept decoded in memory, all together
-MAX_INDEX_KEYS = 50_000  # beyond this many $in combinations a scan is cheaper
+FEW = 50  # an index that leads to so few documents needs no comparison with others
+COUNTED = 10_000  # entries that are counted to compare indexes; more are as good as this
+COUNTED_RANGES = 8
 
 
 class SQLiteCollection(CollectionStore):
     """The documents and index entries of one collection: two tables, ``documents_N`` and ``entries_N``.
 
     Small collections are held decoded in memory beside the file (all of a collection or nothing of it); of large ones
-    only what a look-up needs is read. An index entry is the 128-bit hash of the indexed fields' values; candidates
-    found by it are always verified with the filter itself.
+    only what a look-up needs is read. An index entry is the bytes of the indexed fields' values in BSON's order (see
+    :mod:`stores.index_keys`) behind the two bytes of its index; ``_id`` is kept in the same form.
     """
 
     _tables: ClassVar[tuple[str, ...]] = (
@@ -57,11 +58,14 @@ class SQLiteCollection(CollectionStore):
         self._cache_size = 0
         self.indexes = {}
         self._ttl_indexes = {}
+        self._id_index = id_index()
+        self._ordered: dict[str, Index] = {}
         if number is not None:
-            rows = self.server.sqlite.execute("SELECT name, config FROM indexes WHERE number=?", (number,))
-            for index_name, config in rows.fetchall():
-                self._know_index(index_name, decode_config(config))
-        self._plan_paths()
+            rows = self.server.sqlite.execute(
+                "SELECT name, config, slot, multikey FROM indexes WHERE number=?", (number,)
+            )
+            for index_name, config, slot, multikey in rows.fetchall():
+                self._know_index(Index(index_name, decode_config(config), slot, multikey=bool(multikey)))
 
     # -- the collection -----------------------------------------------------------------------------------------------
 
@@ -152,18 +156,21 @@ class SQLiteCollection(CollectionStore):
         """
         blob = encode_document(data)
         document = bson.decode(blob)
-        identity = id_key(document["_id"])
+        identity = encode(document["_id"])
         number = self._ensure_tables()
-        if self._seq_of(identity) is not None:
+        try:
+            entries = self._new_entries(document, own=None)
+        except DuplicateKeyError:
+            if self._seq_of(identity) is not None:
+                raise duplicate_key(self.name, ["_id"], document) from None
+            raise
+        cursor = self.server.sqlite.execute(
+            f"INSERT INTO documents_{number} (id, doc) VALUES (?, ?) ON CONFLICT DO NOTHING", (identity, blob)
+        )
+        if not cursor.rowcount:
             raise duplicate_key(self.name, ["_id"], document)
-        entries, unique = self._entries(document)
-        self._check_unique(unique, document, own=None)
-        cursor = self.server.sqlite.execute(f"INSERT INTO documents_{number} (id, doc) VALUES (?, ?)", (identity, blob))
         seq = int(cursor.lastrowid or 0)
-        if entries:
-            self.server.sqlite.executemany(
-                f"INSERT INTO entries_{number} (key, seq) VALUES (?, ?)", [(key, seq) for key in entries]
-            )
+        self._enter((key, seq) for key in entries)
         self._remember(seq, document, blob)
 
     def __setitem__(self, key: Any, value: Mapping[str, Any]) -> None:
@@ -178,18 +185,11 @@ class SQLiteCollection(CollectionStore):
             if blob == old_blob:
                 return
             document = bson.decode(blob)
-            entries, unique = self._entries(document)
-            self._check_unique(unique, document, own=seq)
-            before, _ = self._entries(old)
-            sqlite = self.server.sqlite
-            sqlite.execute(f"UPDATE documents_{self._number} SET doc=? WHERE seq=?", (blob, seq))
-            gone, new = before - entries, entries - before
-            if gone:
-                sqlite.executemany(
-                    f"DELETE FROM entries_{self._number} WHERE key=? AND seq=?", [(k, seq) for k in gone]
-                )
-            if new:
-                sqlite.executemany(f"INSERT INTO entries_{self._number} VALUES (?, ?)", [(k, seq) for k in new])
+            entries = self._new_entries(document, own=seq)
+            before = self._entries(old)
+            self.server.sqlite.execute(f"UPDATE documents_{self._number} SET doc=? WHERE seq=?", (blob, seq))
+            self._leave((key, seq) for key in before - entries)
+            self._enter((key, seq) for key in entries - before)
             self._remember(seq, document, blob)
 
     def __delitem__(self, key: Any) -> None:
@@ -197,16 +197,15 @@ class SQLiteCollection(CollectionStore):
             seq = self._seq(key)
             if seq is None:
                 raise KeyError(key)
-            entries, _ = self._entries(self._read(seq)[0])
-            sqlite = self.server.sqlite
-            sqlite.execute(f"DELETE FROM documents_{self._number} WHERE seq=?", (seq,))
-            sqlite.executemany(f"DELETE FROM entries_{self._number} WHERE key=? AND seq=?", [(k, seq) for k in entries])
+            entries = self._entries(self._read(seq)[0])
+            self.server.sqlite.execute(f"DELETE FROM documents_{self._number} WHERE seq=?", (seq,))
+            self._leave((key, seq) for key in entries)
             if self._cache is not None:
                 _, blob = self._cache.pop(seq)
                 self._count_bytes(-len(blob))
 
     def _seq(self, key: Any) -> int | None:
-        return self._seq_of(id_key(key))
+        return self._seq_of(encode(key))
 
     def _seq_of(self, identity: bytes) -> int | None:
         if self._number is None:
@@ -240,7 +239,7 @@ class SQLiteCollection(CollectionStore):
         self._cache_size += change
         self.server.cached_bytes += change
 
-    def _all(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def _all(self) -> Iterator[Pair]:
         """Yield every (document, blob) in the order of insertion; fills the memory if the collection is small."""
         if self._cache is not None:
             return iter(list(self._cache.values()))
@@ -278,169 +277,214 @@ class SQLiteCollection(CollectionStore):
         if self.server.read_only:
             return  # a snapshot is read as it is
         with self.server.writing():
-            before = set(self._paths)
-            self._know_index(index_name, index_dict)
-            self._plan_paths()
-            try:
-                self._enter_documents(set(self._paths) - before, index_name)
-            except DuplicateKeyError:
-                del self.indexes[index_name]
-                self._plan_paths()
-                raise
             number = self._ensure_tables()
+            slot = 1 + max((index.number or 0 for index in self._ordered.values()), default=0)
+            index = Index(index_name, index_dict, slot)
+            entries = self._all_entries(index)
             self.server.sqlite.execute(
-                "INSERT INTO indexes VALUES (?, ?, ?)", (number, index_name, bson.encode(index_dict))
+                "INSERT INTO indexes (number, name, config, slot, multikey) VALUES (?, ?, ?, ?, ?)",
+                (number, index_name, bson.encode(index_dict), slot, index.multikey),
             )
+            self._enter(sorted(entries))
+            self._know_index(index)
 
     def drop_index(self, index_name: str) -> None:
         """Drop an index; ``KeyError`` if there is none of that name."""
         with self.server.writing():
-            before = set(self._paths)
+            index = self._ordered.pop(index_name)
             del self.indexes[index_name]
             self._ttl_indexes.pop(index_name, None)
-            self._plan_paths()
             sqlite = self.server.sqlite
             sqlite.execute("DELETE FROM indexes WHERE number=? AND name=?", (self._number, index_name))
-            gone = before - set(self._paths)
-            if gone:
-                rows = sqlite.execute(f"SELECT seq, doc FROM documents_{self._number}").fetchall()
-                sqlite.executemany(
-                    f"DELETE FROM entries_{self._number} WHERE key=? AND seq=?",
-                    [
-                        (key, seq)
-                        for seq, blob in rows
-                        for fields in gone
-                        for key in entries_of(bson.decode(blob), fields)
-                    ],
-                )
+            bounds = (index.slot, after(index.slot))
+            sqlite.execute(f"DELETE FROM entries_{self._number} WHERE key>=? AND key<?", bounds)
 
-    def _know_index(self, name: str, config: dict[str, Any]) -> None:
-        self.indexes[name] = config
-        if config.get("expireAfterSeconds") is not None:
-            self._ttl_indexes[name] = config
+    def _know_index(self, index: Index) -> None:
+        self._ordered[index.name] = index
+        self.indexes[index.name] = dict(index.config)
+        if index.config.get("expireAfterSeconds") is not None:
+            self._ttl_indexes[index.name] = self.indexes[index.name]
 
-    def _plan_paths(self) -> None:
-        """Derive the field tuples that have entries: every index's fields and each of their leading parts."""
-        self._paths: dict[tuple[str, ...], None] = {}
-        self._unique: list[tuple[tuple[str, ...], dict[str, Any]]] = []
-        for config in self.indexes.values():
-            fields = tuple(field for field, _ in config["key"])
-            for length in range(1, len(fields) + 1):
-                if fields[:length] != ("_id",):
-                    self._paths[fields[:length]] = None
-            if config.get("unique"):
-                self._unique.append((fields, config))
-
-    def _entries(self, document: dict[str, Any]) -> tuple[set[bytes], list[tuple[tuple[str, ...], set[bytes]]]]:
-        """Return (all entries of a document, its entries per unique index that covers it)."""
-        by_path = {fields: entries_of(document, fields) for fields in self._paths}
-        unique = [
-            (fields, by_path.get(fields) or entries_of(document, fields))
-            for fields, config in self._unique
-            if covers(config, document)
-        ]
-        return set().union(*by_path.values()), unique
-
-    def check_unique(self, document: Mapping[str, Any]) -> None:
-        """Raise DuplicateKeyError if another document has the same key in a unique index."""
-        stored = bson.decode(encode_document(document))
-        self._check_unique(self._entries(stored)[1], stored, own=self._seq(stored["_id"]))
-
-    def _check_unique(
-        self, unique: list[tuple[tuple[str, ...], set[bytes]]], document: dict[str, Any], *, own: int | None
-    ) -> None:
-        for fields, keys in unique:
-            config = next(config for candidate, config in self._unique if candidate == fields)
-            for key in keys:
-                rows = self.server.sqlite.execute(f"SELECT seq FROM entries_{self._number} WHERE key=?", (key,))
-                for (seq,) in rows.fetchall():
-                    if seq != own and covers(config, self._read(seq)[0]):
-                        raise duplicate_key(self.name, list(fields), document)
-
-    def _enter_documents(self, paths: set[tuple[str, ...]], index_name: str) -> None:
-        """Write the entries of new paths for every document; a new unique index is checked first."""
-        if self._number is None:
-            return
-        sqlite = self.server.sqlite
-        rows = sqlite.execute(f"SELECT seq, doc FROM documents_{self._number}").fetchall()
-        config = self.indexes[index_name]
-        fields = tuple(field for field, _ in config["key"])
-        taken: set[bytes] = set()
+    def _all_entries(self, index: Index) -> list[tuple[bytes, int]]:
+        """Return the (entry, document) pairs of a new index; a unique one is checked."""
         entries: list[tuple[bytes, int]] = []
-        for seq, blob in rows:
+        taken: set[bytes] = set()
+        for seq, blob in self.server.sqlite.execute(f"SELECT seq, doc FROM documents_{self._number}"):
             document = bson.decode(blob)
-            if config.get("unique") and covers(config, document):
-                keys = entries_of(document, fields)
+            keys, multikey = index.entries(document)
+            index.multikey = index.multikey or multikey
+            if index.unique:
                 if keys & taken:
-                    raise duplicate_key(self.name, list(fields), document)
+                    raise duplicate_key(self.name, [field for field, _ in index.fields], document)
                 taken |= keys
-            entries += [(key, seq) for path in paths for key in entries_of(document, path)]
-        sqlite.executemany(f"INSERT OR IGNORE INTO entries_{self._number} VALUES (?, ?)", entries)
+            entries += [(key, seq) for key in keys]
+        return entries
+
+    def _entries(self, document: dict[str, Any]) -> set[bytes]:
+        """Return the entries of a document that is there in all indexes."""
+        return set().union(*(index.entries(document)[0] for index in self._ordered.values()))
+
+    def _new_entries(self, document: dict[str, Any], *, own: int | None) -> set[bytes]:
+        """Return the entries to be of a document; DuplicateKeyError if a unique one is another document's."""
+        found: set[bytes] = set()
+        for index in self._ordered.values():
+            keys, multikey = index.entries(document)
+            if multikey and not index.multikey:
+                self._mark_multikey(index)
+            if index.unique:
+                statement = f"SELECT seq FROM entries_{self._number} WHERE key=?"
+                for key in keys:
+                    row = self.server.sqlite.execute(statement, (key,)).fetchone()
+                    if row is not None and row[0] != own:
+                        raise duplicate_key(self.name, [field for field, _ in index.fields], document)
+            found |= keys
+        return found
+
+    def _mark_multikey(self, index: Index) -> None:
+        index.multikey = True
+        self.server.sqlite.execute(
+            "UPDATE indexes SET multikey=1 WHERE number=? AND name=?", (self._number, index.name)
+        )
+
+    def _enter(self, entries: Iterable[tuple[bytes, int]]) -> None:
+        self.server.sqlite.executemany(f"INSERT INTO entries_{self._number} (key, seq) VALUES (?, ?)", entries)
+
+    def _leave(self, entries: Iterable[tuple[bytes, int]]) -> None:
+        self.server.sqlite.executemany(f"DELETE FROM entries_{self._number} WHERE key=? AND seq=?", entries)
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
-    def matching(self, spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """Yield (document, blob) of the matching documents in the order of insertion, by an index if one serves.
+    def matching(
+        self, spec: Mapping[str, Any], sort: Sort = (), *, skip: int = 0, limit: int | None = None
+    ) -> Iterator[Pair]:
+        """Yield (document, blob) of the matching documents, sorted or in the order of insertion.
 
         The documents are the store's own: whoever changes one works on a copy.
         """
         self._remove_expired_documents()
+        yield from self._matching(spec, sort, skip, limit)
+
+    def _matching(self, spec: Mapping[str, Any], sort: Sort, skip: int, limit: int | None) -> Iterator[Pair]:
+        stop = None if limit is None else skip + limit
         if self._number is None:
             filtering.filter_applies(spec, {})  # still refuse a malformed filter
             return
-        seqs = self._plan(spec)
-        pairs = self._all() if seqs is None else (self._read(seq) for seq in seqs)
-        if not spec:
-            yield from pairs
+        plan = self.plan(spec, sort, stop)
+        if plan is not None and plan.exact and plan.sorted_keys == len(sort):
+            yield from map(self._read, itertools.islice(self._seqs(plan, stop), skip, stop))
             return
-        for pair in pairs:
-            if filtering.filter_applies(spec, pair[0]):
-                yield pair
+        pairs = self._all() if plan is None else map(self._read, self._seqs(plan))
+        if spec and not (plan is not None and plan.exact):
+            pairs = (pair for pair in pairs if filtering.filter_applies(spec, pair[0]))
+        yield from itertools.islice(_sorted(pairs, sort, plan.sorted_keys if plan else 0, stop), skip, stop)
 
-    def _plan(self, spec: Mapping[str, Any]) -> list[int] | None:
-        """Return the candidates' sequence numbers by the most selective index, or ``None`` to scan."""
-        equal = equalities(spec)
-        if "_id" in equal:
-            found = (self._seq(value) for value in equal["_id"])
-            return sorted({seq for seq in found if seq is not None})
-        best: list[bytes] | None = None
-        best_count = 0
-        for fields in self._paths:
-            if not all(field in equal for field in fields):
-                continue
-            combinations = 1
-            for field in fields:
-                combinations *= len(equal[field])
-            if combinations > MAX_INDEX_KEYS:
-                continue
-            keys = [entry(fields, values) for values in itertools.product(*(equal[field] for field in fields))]
-            count = self._estimate(keys)
-            if best is None or count < best_count:
-                best, best_count = keys, count
-            if count == 0:
-                break
-        if best is None:
+    def count(self, spec: Mapping[str, Any]) -> int:
+        """Count the matching documents; where an index has all that the filter asks, none is read."""
+        self._remove_expired_documents()
+        plan = None if self._number is None else self.plan(spec)
+        if plan is None or not plan.exact:
+            return sum(1 for _ in self._matching(spec, (), 0, None))
+        if len(plan.ranges) != 1 or plan.index.multikey:
+            return sum(1 for _ in self._seqs(plan))
+        where, bounds = self._where(plan.index, plan.ranges[0])
+        return int(self.server.sqlite.execute(f"SELECT count(*) FROM {where}", bounds).fetchone()[0])
+
+    def plan(self, spec: Mapping[str, Any], sort: Sort = (), wanted: int | None = None) -> Plan | None:
+        """Return how the documents will be found: by an index, or ``None`` to read them all."""
+        if self._number is None or not (spec or sort):
             return None
-        sqlite = self.server.sqlite
-        statement = f"SELECT seq FROM entries_{self._number} WHERE key=?"
-        return sorted({seq for key in set(best) for (seq,) in sqlite.execute(statement, (key,))})
+        conditions = Conditions(spec)
+        indexes = (self._id_index, *self._ordered.values())
+        plans = [plan for index in indexes if (plan := plan_of(index, conditions, sort)) is not None]
+        if len(plans) < 2:
+            return plans[0] if plans else None
+        counted: list[tuple[Plan, int]] = []
+        for plan in plans:
+            count = self._estimate(plan)
+            if count <= FEW:
+                return plan
+            counted.append((plan, count))
+        return choose(counted, sort, wanted)
 
-    def _estimate(self, keys: list[bytes]) -> int:
-        """Return about how many documents the keys lead to, up to 200 counted for each of the first eight."""
-        statement = f"SELECT count(*) FROM (SELECT 1 FROM entries_{self._number} WHERE key=? LIMIT 200)"
-        counted = [self.server.sqlite.execute(statement, (key,)).fetchone()[0] for key in keys[:8]]
-        return sum(counted) * max(1, len(keys) // 8) + (len(keys) > 8)
+    def _where(self, index: Index, stretch: Range) -> tuple[str, tuple[bytes, ...]]:
+        """Return the table and condition of a range of entries, and what is bound in it."""
+        table, column = (f"documents_{self._number}", "id") if index is self._id_index else (
+            f"entries_{self._number}", "key"
+        )  # fmt: skip
+        low, high = stretch
+        if high is None:
+            return f"{table} WHERE {column}=?", (low,)
+        return f"{table} WHERE {column}>=? AND {column}<?", (low, high)
+
+    def _estimate(self, plan: Plan) -> int:
+        """Return about how many entries a plan reads, counted up to a limit in the first few of its ranges."""
+        counted = 0
+        for stretch in plan.ranges[:COUNTED_RANGES]:
+            where, bounds = self._where(plan.index, stretch)
+            counted += self.server.sqlite.execute(
+                f"SELECT count(*) FROM (SELECT 1 FROM {where} LIMIT {COUNTED})", bounds
+            ).fetchone()[0]
+        skipped = max(0, len(plan.ranges) - COUNTED_RANGES)
+        return counted + counted * skipped // COUNTED_RANGES + (skipped > 0)
+
+    def _seqs(self, plan: Plan, stop: int | None = None) -> Iterable[int]:
+        """Return the plan's documents: in its order if it sorts, else by insertion; at least ``stop`` of them."""
+        if plan.sorted_keys:
+            return self._ordered_seqs(plan)
+        sqlite = self.server.sqlite
+        if len(plan.ranges) == 1 and not plan.index.multikey:
+            where, bounds = self._where(plan.index, plan.ranges[0])
+            limit = -1 if stop is None else stop
+            return [seq for (seq,) in sqlite.execute(f"SELECT seq FROM {where} ORDER BY seq LIMIT {limit}", bounds)]
+        found: set[int] = set()
+        for stretch in plan.ranges:
+            where, bounds = self._where(plan.index, stretch)
+            found.update(seq for (seq,) in sqlite.execute(f"SELECT seq FROM {where}", bounds))
+        return sorted(found)
+
+    def _ordered_seqs(self, plan: Plan) -> Iterator[int]:
+        """Yield the plan's documents in the order of their entries, merging its ranges."""
+        column = "id" if plan.index is self._id_index else "key"
+        down = "DESC" if plan.backward else "ASC"
+
+        def rows(stretch: Range, cut: int) -> Iterator[tuple[bytes, int]]:
+            where, bounds = self._where(plan.index, stretch)
+            statement = f"SELECT {column}, seq FROM {where} ORDER BY {column} {down}, seq {down}"
+            return ((key[cut:], seq) for key, seq in self.server.sqlite.execute(statement, bounds))
+
+        streams = [rows(stretch, cut) for stretch, cut in zip(plan.ranges, plan.cuts, strict=True)]
+        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, reverse=plan.backward)
+        return (seq for _, seq in merged)
 
     def _expire_documents(self, index: Mapping[str, Any]) -> None:
         """Delete what a TTL index says is old."""
         if self.server.read_only or len(index["key"]) > 1:
             return
         field = index["key"][0][0]
-        now = helpers.utcnow()
-        expired = [
-            document["_id"]
-            for document, _ in self._all()
-            if self._value_meets_expiry(helpers.get_value_by_dot(document, field), index["expireAfterSeconds"], now)
-        ]
-        for identity in expired:
+        try:
+            oldest = helpers.utcnow() - datetime.timedelta(seconds=int(index["expireAfterSeconds"]))
+        except ValueError:
+            return
+        spec = helpers.patch_datetime_awareness_in_document({field: {"$lte": oldest}})
+        for identity in [document["_id"] for document, _ in self._matching(spec, (), 0, None)]:
             del self[identity]
+
+
+def _sorted(pairs: Iterable[Pair], sort: Sort, done: int, wanted: int | None) -> Iterable[Pair]:
+    """Sort pairs that come in the order of the first ``done`` sort keys; the first ``wanted`` are enough."""
+    if done == len(sort):
+        return pairs
+    if sort[0][0] == "$natural":
+        return list(pairs)[::-1] if sort[0][1] < 0 else pairs
+
+    def key(pair: Pair, keys: Sort) -> list[bytes]:
+        found = [(sort_key(pair[0], field, direction), direction) for field, direction in keys]
+        return [inverted(part) if direction < 0 else part for part, direction in found]
+
+    rest = sort[done:]
+    if done:
+        groups = itertools.groupby(pairs, lambda pair: key(pair, sort[:done]))
+        return itertools.chain.from_iterable(sorted(group, key=lambda pair: key(pair, rest)) for _, group in groups)
+    if wanted is not None:
+        return heapq.nsmallest(wanted, pairs, key=lambda pair: key(pair, rest))
+    return sorted(pairs, key=lambda pair: key(pair, rest))

@@ -12,13 +12,14 @@ from mongomock_ng.store import DatabaseStore, ServerStore
 
 from stores.file_lock import FileLock
 from stores.sqlite_collection import SQLiteCollection
+from stores.sqlite_upgrade import upgrade_from_1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 APPLICATION_ID = 0x1D5E  # marks the SQLite file as ours
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class SQLiteServer(ServerStore):
@@ -87,9 +88,14 @@ class SQLiteServer(ServerStore):
                 "(number INTEGER PRIMARY KEY, database TEXT, name TEXT, UNIQUE(database, name))"
             )
             connection.execute(
-                "CREATE TABLE indexes (number INTEGER, name TEXT, config BLOB, PRIMARY KEY(number, name))"
+                "CREATE TABLE indexes (number INTEGER, name TEXT, config BLOB, slot INTEGER, "
+                "multikey INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(number, name))"
             )
             connection.execute("COMMIT")
+        elif (application_id, version) == (APPLICATION_ID, 1):
+            if self.read_only:
+                raise ConnectionError(f"{self.path} was made by an older version; open it once to write")
+            upgrade_from_1(connection)
         elif not empty and (application_id, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise ConnectionError(
                 f"{self.path} is no embedded database of version {SCHEMA_VERSION} "
