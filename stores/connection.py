@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gridfs
     from fireworks import LaunchPad
+    from pymongo import MongoClient
 
     from stores.maggma import CampaignStore
 
@@ -98,6 +100,7 @@ def connect_from_launchpad(launchpad: LaunchPad) -> Connection:
     """
     existing = _connections.get("default")
     if existing is not None and existing.client is launchpad.connection and existing.db.name == launchpad.db.name:
+        existing.wait_with(launchpad)
         return existing
     from stores.embedded import EmbeddedClient
 
@@ -108,6 +111,7 @@ def connect_from_launchpad(launchpad: LaunchPad) -> Connection:
         host = launchpad.host if launchpad.uri_mode else f"mongodb://{launchpad.host}:{launchpad.port}/"
         uri, kind = redact(host), "mongodb"
     connection = Connection(launchpad.connection, launchpad.db.name, uri_redacted=uri, kind=kind, owns_client=False)
+    connection.wait_with(launchpad)
     return _register(connection, "default")
 
 
@@ -117,7 +121,8 @@ class Connection:
     Attributes
     ----------
     client, db
-        A pymongo client and database, or their embedded counterparts.
+        A pymongo client and database, or their embedded counterparts. The database waits for a server that is away
+        (:mod:`stores.outage`); the client does not.
     kind
         ``"embedded"`` or ``"mongodb"``.
     uri_redacted
@@ -138,7 +143,7 @@ class Connection:
         owns_client: bool = True,
     ) -> None:
         self.client = client
-        self.db = client[name]
+        self.db: Any = client[name] if kind == "embedded" else _patient(client, name)
         self.kind = kind
         self.uri_redacted = uri_redacted
         self.read_only = read_only
@@ -164,10 +169,30 @@ class Connection:
         _dispatch_fireworks_clients(fireworks_launchpad)
         options = {"strm_lvl": "WARNING", "user_indices": [], "wf_user_indices": ["metadata.campaign"], **options}
         launchpad = LaunchPad(host=self._uri or self.uri_redacted, uri_mode=True, name=self.db.name, **options)
+        self.wait_with(launchpad)
         if not self.read_only:  # what `lpad reset` does first, without emptying anything
             counters = {"next_fw_id": 1, "next_launch_id": 1}
             launchpad.fw_id_assigner.update_one({"_id": -1}, {"$setOnInsert": counters}, upsert=True)
         return launchpad
+
+    def wait_with(self, launchpad: LaunchPad) -> None:
+        """Make a launchpad on this database wait, as :attr:`db` does, for a server that is away."""
+        if self.kind != "embedded":
+            from stores.outage import patient_launchpad
+
+            patient_launchpad(launchpad, self.db)
+
+    def now(self) -> datetime:
+        """Return the time in UTC on the server's clock, so that the clocks of workers need not agree.
+
+        The embedded database has one writing process, and its clock.
+        """
+        if self.kind == "embedded":
+            return datetime.now(UTC).replace(tzinfo=None)
+        from stores.outage import patiently
+
+        found: datetime = patiently(lambda _: self.client.admin.command("isMaster"), self.client)["localTime"]
+        return found.replace(tzinfo=None)
 
     def maggma_store(self, collection: str, key: str = "candidate_id", **options: Any) -> CampaignStore:
         """Return a connected maggma store on a collection."""
@@ -244,7 +269,6 @@ def _open_embedded(path: Path, *, read_only: bool) -> Connection:
 
 
 def _open_mongodb(uri: str, password: str | None, *, read_only: bool) -> Connection:
-    from pymongo import MongoClient
     from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
     from pymongo.uri_parser import parse_uri
 
@@ -258,23 +282,33 @@ def _open_mongodb(uri: str, password: str | None, *, read_only: bool) -> Connect
                 uri = _with_password(uri, secret)
             elif "authmechanism" not in {option.lower() for option in parsed["options"]}:
                 raise ConnectionError(f"{shown} names a user without a password; set {PASSWORD_VARIABLE}")
-        client: MongoClient[dict[str, Any]] = MongoClient(uri, **options)
+        client: MongoClient[dict[str, Any]] = _client_class(read_only=read_only)(uri, **options)
         client.admin.command("ping")
         name = parsed["database"] or DEFAULT_NAME
         if parsed["username"]:
             client[name].command("count", "campaigns")  # authentication is tested by the first real command
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise ConnectionError(f"{shown} is no usable MongoDB URI ({_first_line(error)}); correct it") from None
+        raise ConnectionError(f"{shown} is no usable MongoDB URI ({first_line(error)}); correct it") from None
     except OperationFailure as error:
         raise ConnectionError(
-            f"{shown} refused the user ({_first_line(error)}); check the user, its role and {PASSWORD_VARIABLE}"
+            f"{shown} refused the user ({first_line(error)}); check the user, its role and {PASSWORD_VARIABLE}"
         ) from None
     except PyMongoError as error:
         raise ConnectionError(
-            f"{shown} does not answer within {TIMEOUT_MS / 1000:.0f} s ({_first_line(error)}); "
+            f"{shown} does not answer within {TIMEOUT_MS / 1000:.0f} s ({first_line(error)}); "
             "start the server, correct the URI, or use 'embedded'"
         ) from None
     return Connection(client, name, uri_redacted=shown, kind="mongodb", uri=uri, read_only=read_only)
+
+
+def _client_class(*, read_only: bool) -> type[MongoClient[dict[str, Any]]]:
+    if read_only:
+        from stores.read_only import ReadOnlyClient
+
+        return ReadOnlyClient
+    import pymongo
+
+    return pymongo.MongoClient
 
 
 def _with_password(uri: str, password: str) -> str:
@@ -286,16 +320,26 @@ def _with_password(uri: str, password: str) -> str:
     return f"{scheme}://{user.rstrip(':')}:{quote_plus(password)}@{host}"
 
 
-def _first_line(error: BaseException) -> str:
+def _patient(client: Any, name: str) -> Any:
+    """Return a server's database that waits while the server is away."""
+    from stores.outage import PatientDatabase
+
+    return PatientDatabase(client, name)
+
+
+def first_line(error: BaseException) -> str:
     """Return what an error says, without pymongo's dump of its topology."""
     text = str(error) or type(error).__name__
     return scrub(re.split(r"\n| \(configured timeouts|, Timeout:|, full error:", text, maxsplit=1)[0])
 
 
 def _register(connection: Connection, alias: str) -> Connection:
-    """Make a connection the one of its alias, in mongoengine too, and see to the indexes."""
+    """Make a connection the one of its alias, in mongoengine too, see to the indexes, and deliver the journal."""
     import mongoengine
 
+    from stores import journal, schema
+
+    may_write = schema.ready(connection)
     connection.alias = alias
     _disconnect_mongoengine(alias)
     mongoengine.connect(
@@ -304,22 +348,12 @@ def _register(connection: Connection, alias: str) -> Connection:
         mongo_client_class=lambda **_: connection.client,
         uuidRepresentation="standard",
     )
+    mongoengine.connection._dbs[alias] = connection.db  # else it takes one from the client, which does not wait
     _connections[alias] = connection
-    if not connection.read_only:
+    if may_write:
         connection.ensure_indexes()
-        _deliver_journal(connection)
+        journal.deliver_waiting(connection)
     return connection
-
-
-def _deliver_journal(connection: Connection) -> None:
-    """Send what an earlier outage left in the local journal; what fails again stays there."""
-    from stores import journal
-
-    if journal.pending(connection):
-        try:
-            LOG.warning("delivered the local journal to %s: %s", connection.uri_redacted, journal.deliver(connection))
-        except OSError as error:
-            LOG.warning("the local journal waits in %s: %s", journal.folder(connection), error)
 
 
 def _close_alias(alias: str) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from stores.connection import Connection
 
+LOG = logging.getLogger(__name__)
+
 FOLDER_VARIABLE = "INV_DESIGN_JOURNAL"
+LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 def folder(connection: Connection | None = None) -> Path:
@@ -71,49 +75,101 @@ def pending(connection: Connection | None = None) -> int:
         return sum(1 for line in file if line.endswith(b"\n") and line.strip())
 
 
-def deliver(connection: Connection | None = None) -> dict[str, int]:
+def deliver(connection: Connection | None = None, *, wait: bool = True) -> dict[str, int]:
     """Send everything in the journal to the database and empty it; return counts of delivered, known and rejected.
 
     A record that the database has already is ``known`` and dropped, so delivering twice, or being killed between
     delivery and emptying, doubles nothing. A line that no collection takes goes to ``rejected.jsonl``.
 
+    Parameters
+    ----------
+    wait
+        Whether to wait for another process that delivers the same journal.
+
     Raises
     ------
     ConnectionError
         If the database still does not answer; the journal stays as it is.
+    BlockingIOError
+        If another process is at it and ``wait`` is false.
     """
-    from stores import artifacts
     from stores.connection import current
-    from stores.records import insert_documents
 
     connection = connection or current()
     counts = {"delivered": 0, "known": 0, "rejected": 0}
     path = folder(connection) / "records.jsonl"
-    blobs = sorted((path.parent / "artifacts").glob("*")) if path.parent.exists() else []
-    for blob in blobs:
-        if blob.suffix != ".part":
-            artifacts.put(blob.read_bytes(), kind="journal", connection=connection)
-    if path.exists():
-        with path.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            groups, rejected = _grouped(file.read())
-            for collection, documents in groups.items():
-                for document in documents:
-                    try:
-                        [(_, inserted)] = insert_documents(collection, [document], connection=connection, journal=False)
-                        counts["delivered" if inserted else "known"] += 1
-                    except ValueError:
-                        rejected.append(_line(collection, document))
-            if rejected:
-                counts["rejected"] = len(rejected)
-                with path.with_name("rejected.jsonl").open("ab") as other:
-                    other.writelines(rejected)
-            file.truncate(0)
-            os.fsync(file.fileno())
-    for blob in blobs:
-        if blob.suffix != ".part":
-            blob.unlink()
+    if not path.parent.exists():
+        return counts
+    with path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else LOCK_NOW)
+        file.seek(0)
+        groups, rejected = _grouped(file.read())
+        blobs = _deliver_blobs(path.parent / "artifacts", connection)
+        for collection, documents in groups.items():
+            for inserted, refused in _deliver(collection, documents, connection):
+                counts["known" if inserted is False else "delivered"] += inserted is not None
+                rejected += [] if refused is None else [refused]
+        if rejected:
+            counts["rejected"] = len(rejected)
+            with path.with_name("rejected.jsonl").open("ab") as other:
+                other.writelines(rejected)
+                other.flush()
+                os.fsync(other.fileno())
+        file.truncate(0)
+        os.fsync(file.fileno())
+        for blob in blobs:
+            blob.unlink(missing_ok=True)
     return counts
+
+
+def deliver_waiting(connection: Connection) -> None:
+    """Deliver what waits, unless another process is at it; what fails stays. Called when the database has answered."""
+    path = folder(connection) / "records.jsonl"
+    try:
+        if not path.stat().st_size:
+            return
+    except OSError:
+        return
+    try:
+        counts = deliver(connection, wait=False)
+    except BlockingIOError:
+        return
+    except OSError as error:
+        LOG.warning("the local journal waits in %s: %s", path, error)
+    else:
+        LOG.warning("delivered the local journal %s: %s", path, counts)
+
+
+def _deliver(
+    collection: str, documents: Sequence[dict[str, Any]], connection: Connection
+) -> Iterator[tuple[bool | None, bytes | None]]:
+    """Yield (inserted, None) for each record, or (None, its line) if no collection takes it."""
+    from stores.records import insert_documents
+
+    try:
+        found = insert_documents(collection, documents, connection=connection, journal=False)
+    except ValueError:  # one of them; which?
+        if len(documents) == 1:
+            yield None, _line(collection, documents[0])
+            return
+        for document in documents:
+            yield from _deliver(collection, [document], connection)
+    else:
+        yield from ((inserted, None) for _, inserted in found)
+
+
+def _deliver_blobs(place: Path, connection: Connection) -> list[Path]:
+    """Put the artifacts of the journal into GridFS and return their files."""
+    from stores import artifacts
+    from stores.outage import LOST
+
+    blobs = [path for path in sorted(place.glob("*")) if path.suffix != ".part"]
+    for blob in blobs:
+        try:
+            artifacts.put(blob.read_bytes(), kind="journal", connection=connection)
+        except LOST as error:
+            raise ConnectionError(f"{connection.uri_redacted} does not answer; the artifacts stay here") from error
+    return blobs
 
 
 def _line(collection: str, document: Mapping[str, Any]) -> bytes:

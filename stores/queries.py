@@ -159,9 +159,9 @@ def ensure_indexes(connection: Connection | None = None) -> dict[str, list[str]]
 
 def indexes() -> dict[str, list[dict[str, Any]]]:
     """Return collection -> its indexes, ``{"fields": [(name, 1), ...], "unique": bool}`` each, from the documents."""
-    from stores.documents import AUTHORITATIVE, DERIVED
+    from stores.documents import AUTHORITATIVE, DERIVED, OPERATIONAL
 
-    documents: tuple[Any, ...] = (*AUTHORITATIVE, *DERIVED)
+    documents: tuple[Any, ...] = (*AUTHORITATIVE, *DERIVED, *OPERATIONAL)
     return {
         document._meta["collection"]: [_index(spec) for spec in document._meta["indexes"]] for document in documents
     }

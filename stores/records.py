@@ -318,15 +318,16 @@ def insert_documents(
 ) -> list[Inserted]:
     """Insert records that are absent into an authoritative collection; return (id, inserted) in the order given.
 
-    Parts above the size limit go to GridFS. When the connection is lost, the records go to the local journal (and count
-    as inserted), unless ``journal`` is false.
+    Parts above the size limit go to GridFS. A server that is away is waited for (:mod:`stores.outage`); when it does
+    not come back, the records go to the local journal (and count as inserted), unless ``journal`` is false. What waits
+    in the journal is delivered with the next insert that succeeds.
 
     Raises
     ------
     ValueError
         If a record has a field that its document does not declare, or lacks one that it requires.
     ConnectionError
-        If the connection is lost and ``journal`` is false.
+        If the server stays away and ``journal`` is false.
     """
     from stores import journal as local_journal
     from stores.connection import current
@@ -350,6 +351,9 @@ def insert_documents(
             )  # fmt: skip
             inserted += [True] * len(rest)
             break
+    else:
+        if journal and prepared:
+            local_journal.deliver_waiting(connection)
     return list(zip(ids, inserted, strict=True))
 
 
@@ -439,9 +443,9 @@ def _known(collection: str, field: str, values: Sequence[str], connection: Conne
 
 def _lost_connection() -> tuple[type[BaseException], ...]:
     """Return the errors that say that a database is gone, not that a record is wrong."""
-    from pymongo.errors import ConnectionFailure, ExecutionTimeout, NotPrimaryError
+    from stores.outage import LOST
 
-    return (ConnectionFailure, ExecutionTimeout, NotPrimaryError, ConnectionError)
+    return (*LOST, ConnectionError)
 
 
 def plain(value: Any, *, lost: list[str] | None = None, name: str = "") -> Any:

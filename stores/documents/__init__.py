@@ -5,6 +5,7 @@ from stores.documents.campaign import Campaign
 from stores.documents.campaign_metrics import CampaignMetrics
 from stores.documents.candidate import Candidate
 from stores.documents.candidate_summary import CandidateSummary
+from stores.documents.claim import Claim
 from stores.documents.evaluation import Evaluation
 from stores.documents.model import Model
 from stores.documents.prediction import Prediction
@@ -26,15 +27,19 @@ AUTHORITATIVE: tuple[type[Record], ...] = (
     Step,
 )
 DERIVED: tuple[type[Derived], ...] = (CandidateSummary, ScreeningQueueItem, CampaignMetrics)
+OPERATIONAL = (Claim,)
+"""Neither records nor derived from them: what is there only while work is done."""
 
 __all__ = [
     "AUTHORITATIVE",
     "DERIVED",
+    "OPERATIONAL",
     "Calculation",
     "Campaign",
     "CampaignMetrics",
     "Candidate",
     "CandidateSummary",
+    "Claim",
     "Derived",
     "Evaluation",
     "Model",

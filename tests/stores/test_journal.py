@@ -1,5 +1,6 @@
 """What the database would not take is kept and delivered later, once."""
 
+import fcntl
 import hashlib
 import json
 
@@ -48,8 +49,9 @@ def test_an_outage_loses_nothing(made, outage, monkeypatch, embedded_connection)
         journal.deliver()
     assert journal.pending() == 5
     outage()
-    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent.parent / "other host"))
     insert_predictions(predictions(made, 2))  # somebody else was faster with two of them
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
     assert journal.deliver() == {"delivered": 3, "known": 2, "rejected": 0}
     assert journal.pending() == 0
     assert [p.value for p in Prediction.objects.order_by("-value")] == [1.0 / (i + 1) for i in range(5)]
@@ -57,6 +59,39 @@ def test_an_outage_loses_nothing(made, outage, monkeypatch, embedded_connection)
         microsecond=made["created_at"].microsecond // 1000 * 1000
     )
     assert journal.deliver() == {"delivered": 0, "known": 0, "rejected": 0}
+
+
+def test_the_next_insert_delivers_what_an_outage_left(made, outage, monkeypatch, embedded_connection):
+    kept = journal.folder()
+    insert_predictions(predictions(made, 3))
+    outage()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    insert_predictions(predictions(made, 4)[3:])
+    assert Prediction.objects.count() == 4
+    assert journal.pending() == 0
+
+
+def test_one_process_at_a_time_delivers(made, embedded_connection):
+    path = journal.keep("predictions", predictions(made, 2))
+    with path.open("rb") as file:  # another process is at it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            journal.deliver(wait=False)
+        insert_predictions(predictions(made, 3)[2:])  # and an insert does not wait for it
+    assert Prediction.objects.count() == 1
+    assert journal.deliver() == {"delivered": 2, "known": 0, "rejected": 0}
+
+
+def test_weights_without_a_record_in_the_journal_are_delivered_with_the_next_ones(made, embedded_connection):
+    from stores import artifacts
+
+    blob = b"weights" * 100
+    digest = hashlib.sha256(blob).hexdigest()
+    journal.keep_blob(blob, digest)
+    journal.keep("predictions", predictions(made, 1))
+    journal.deliver()
+    assert artifacts.get(digest) == blob
+    assert not list((journal.folder() / "artifacts").iterdir())
 
 
 def test_connecting_delivers_what_an_outage_left(made, outage, monkeypatch, embedded_connection):
