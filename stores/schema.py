@@ -1,0 +1,164 @@
+"""The version of a database's records: stamped into it, and checked whenever a process connects."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stores.connection import Connection
+
+SCHEMA_VERSION = 2
+"""The form that this version of inv_design reads and writes; ``stores/migrations`` leads here from earlier ones."""
+
+FIRST = 1
+"""The form of databases from before versions were stamped."""
+
+COLLECTION = "schema"
+DOCUMENT = "version"
+"""``_id`` of the one document; it has ``version``, ``inv_design`` (that wrote it), ``history``, at times ``migrating``."""
+
+READ_WITH = "run `inv-design db migrate` (first with --dry-run)"
+
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Let connections be made to a database of any schema, without touching it: for the migration itself."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def ready(connection: Connection) -> bool:
+    """Return whether a new connection may be used for writing; a new database is stamped.
+
+    A database from before versions were stamped is stamped too if no migration would change anything in it.
+
+    Raises
+    ------
+    RuntimeError
+        If the connection is for writing and the database has an older or a newer schema, or is being migrated. The
+        connection is closed then. Reading is allowed, with a warning.
+    """
+    if _unchecked.get():
+        return False
+    problem = problem_of(connection)
+    if problem is None:
+        return not connection.read_only
+    if not connection.read_only:
+        connection.close()
+        raise RuntimeError(f"{problem}; nothing was written")
+    import logging
+
+    logging.getLogger(__name__).warning("%s; what is shown may be incomplete", problem)
+    return False
+
+
+def problem_of(connection: Connection) -> str | None:
+    """Return what keeps this version of inv_design from writing to a database, and the cure, or ``None``."""
+    from inv_design import __version__
+
+    found = stamp_of(connection)
+    if found is None:
+        found = _first_stamp(connection)
+    version, where = int(found["version"]), connection.uri_redacted
+    if version > SCHEMA_VERSION:
+        return (
+            f"{where} has schema {version}, this is inv_design {__version__} with schema {SCHEMA_VERSION}; "
+            f"install inv_design {found.get('inv_design', '')} or newer"
+        )
+    if found.get("migrating"):
+        since = found["migrating"]
+        return (
+            f"{where} is being migrated (by {since['by']} since {since['at']:%Y-%m-%d %H:%M} UTC); {READ_WITH} to go on"
+        )
+    if version < SCHEMA_VERSION:
+        return (
+            f"{where} has schema {version}, this is inv_design {__version__} with schema {SCHEMA_VERSION}; {READ_WITH}"
+        )
+    return None
+
+
+def stamp_of(connection: Connection) -> dict[str, Any] | None:
+    """Return the document that holds a database's version and history, or ``None``."""
+    found: dict[str, Any] | None = connection.db[COLLECTION].find_one({"_id": DOCUMENT})
+    return found
+
+
+def version_of(connection: Connection) -> int:
+    """Return a database's schema version; that of a new one is the present."""
+    found = stamp_of(connection)
+    if found is not None:
+        return int(found["version"])
+    return FIRST if has_records(connection) else SCHEMA_VERSION
+
+
+def has_records(connection: Connection) -> bool:
+    """Return whether a database holds any authoritative record."""
+    from stores.documents import AUTHORITATIVE
+
+    names = {document._meta["collection"] for document in AUTHORITATIVE}
+    return any(
+        connection.db[name].find_one({}, {"_id": 1}) is not None
+        for name in names.intersection(connection.db.list_collection_names())
+    )
+
+
+def stamp(connection: Connection, version: int = SCHEMA_VERSION, *, note: str = "new database") -> None:
+    """Insert the version document; where another process was first, nothing.
+
+    Raises
+    ------
+    PermissionError
+        If the database's user may not.
+    """
+    from pymongo.errors import DuplicateKeyError, OperationFailure
+
+    entry = {"from": None, "to": version, **signature(), "changes": {"note": note}}
+    document = {"_id": DOCUMENT, "version": version, "inv_design": entry["inv_design"], "history": [entry]}
+    try:
+        connection.db[COLLECTION].insert_one(document)
+    except DuplicateKeyError:
+        return
+    except OperationFailure as error:
+        if error.code == 13:  # Unauthorized
+            raise PermissionError(
+                f"{connection.uri_redacted} is new and its user may not set it up; a curator calls `inv-design db init`"
+            ) from None
+        raise
+
+
+def signature() -> dict[str, Any]:
+    """Return who stamps or migrates: ``at`` (UTC), ``by`` (user@host), ``inv_design`` (its version)."""
+    from inv_design import __version__
+
+    return {
+        "at": datetime.now(UTC).replace(tzinfo=None, microsecond=0),
+        "by": f"{getpass.getuser()}@{socket.gethostname()}",
+        "inv_design": __version__,
+    }
+
+
+def _first_stamp(connection: Connection) -> dict[str, Any]:
+    """Return the version of a database without a stamp, and stamp it where it is (as good as) the present one."""
+    if has_records(connection):
+        from stores.migrations import plan
+
+        if any(step.count for step in plan(connection, FIRST, SCHEMA_VERSION)):
+            return {"version": FIRST}
+        note = "from before versions were stamped; nothing to migrate"
+    else:
+        note = "new database"
+    if not connection.read_only:
+        stamp(connection, note=note)
+    return {"version": SCHEMA_VERSION}
