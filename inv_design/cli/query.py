@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,27 +12,18 @@ import click
 
 from inv_design.cli import render
 from inv_design.cli.errors import NothingMatched
-from inv_design.cli.filters import (
-    element_filter,
-    field_value,
-    known_fields,
-    pareto_keys,
-    sort_keys,
-    where_filter,
-)
-from inv_design.cli.inputs import parse_elements
+from inv_design.cli.filters import element_filter, option, place_filter, sort_keys, where_filter
 from inv_design.cli.options import Settings, campaign_options, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import TextIO
 
 FORMATS = ("table", "json", "csv", "extxyz", "cif")
 SUFFIX_FORMATS = {".json": "json", ".csv": "csv", ".extxyz": "extxyz", ".xyz": "extxyz", ".cif": "cif", ".zip": "cif"}
 TABLE_LIMIT = 50
-PAGE = 500
-SAMPLE = 300
-"""Documents that are looked at for the names of nested fields."""
+COUNTED = 1000
+"""How many candidates beyond a page are counted; a server without the index would read them all."""
 
 
 @click.command()
@@ -48,7 +38,15 @@ SAMPLE = 300
     "--status", type=click.Choice(("passed", "rejected", "failed", "waiting")), help="What became of it there."
 )
 @click.option("--round", "rounds", type=click.IntRange(min=0), multiple=True, help="Round; may be repeated.")
-@click.option("--sort", multiple=True, metavar="FIELD", help="Sort by a field, -FIELD for largest first.")
+@click.option(
+    "--protocol", "protocols", multiple=True, metavar="[STAGE=]ID", help="With a result by this protocol, of any stage."
+)
+@click.option(
+    "--sort",
+    multiple=True,
+    metavar="FIELD",
+    help="Sort by a field, -FIELD for largest first; without a value last.  [default: round]",
+)
 @click.option(
     "--pareto",
     metavar="FIELDS",
@@ -61,6 +59,7 @@ SAMPLE = 300
     help=f"At most so many, 0 for all.  [default: {TABLE_LIMIT} in a table, else all]",
 )
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out the first so many.")
+@click.option("--after", metavar="ID", help="Go on after this candidate: the last one of the page before.")
 @click.option("-f", "--format", "form", type=click.Choice(FORMATS), help="What to write.  [default: by -o, else table]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File, or folder for CIF.  [default: standard output]"
@@ -78,11 +77,13 @@ def query(
     stage: str | None,
     status: str | None,
     rounds: tuple[int, ...],
+    protocols: tuple[str, ...],
     sort: tuple[str, ...],
     pareto: str | None,
     fronts: int | None,
     limit: int | None,
     skip: int,
+    after: str | None,
     form: str | None,
     output: Path | None,
 ) -> None:
@@ -99,128 +100,81 @@ def query(
     )
     if form == "cif" and output is None:
         raise click.UsageError("CIF files need -o FOLDER (or a .cif or .zip file)")
-    composition = element_filter(
-        parse_elements(elements, groups=False), parse_elements(any_of), parse_elements(without)
-    )
+    if after and (pareto or skip):
+        raise click.UsageError("--after goes with --sort; leave out --pareto and --skip")
+    conditions = [element_filter(elements, any_of, without), place_filter(stage, status, rounds, protocols)]
 
     from inv_design.cli.database import campaign_name, open_database
-    from stores.documents import CandidateSummary
+    from stores import candidate_pages as pages
+    from stores.conditions import merge
 
     open_database(settings, read_only=True)
     name = campaign_name(settings)
-    collection = CandidateSummary._get_collection()
-    fields = summary_fields(collection, name)
-    wanted = {"campaign": name, **composition, **where_filter(where, fields)}
-    if stage:
-        wanted["stage"] = stage
-    if status:
-        wanted["status"] = status
-    if rounds:
-        wanted["round"] = {"$in": list(rounds)}
-    keys = [*(sort_keys(sort, fields) or [("round", 1)]), ("candidate_id", 1)]  # ties in a fixed order
+    fields = pages.asked_fields(name, where, sort, pareto or ())
+    wanted = merge([{"campaign": name}, *conditions, where_filter(where, fields)])
+    keys = sort_keys(sort, fields) or pages.DEFAULT_ORDER
     if limit is None:
         limit = TABLE_LIMIT if form == "table" else 0
+    columns: list[str] = []
     if pareto:
-        criteria = pareto_criteria(pareto, fields, name)
-        documents, total = ranked(collection, wanted, keys, criteria, fronts=fronts, skip=skip, limit=limit)
+        with option("--pareto"):
+            criteria = pages.pareto_criteria(pareto, fields, name)
+        columns = [field for field, _ in criteria]
+        documents, total = pages.pareto_page(wanted, keys, criteria, fronts=fronts, skip=skip, limit=limit)
+        more = f"{len(documents)} of {total} candidates" if total > len(documents) else ""
     else:
-        criteria = []
-        documents = list(collection.find(wanted, {"_id": 0}).sort(keys).skip(skip).limit(limit))
-        total = collection.count_documents(wanted) if documents else 0
+        documents = pages.page(wanted, keys, limit=limit and limit + 1, skip=skip, after=after)
+        more = told_apart(wanted, documents, limit, skip if not after else None)
+        documents = documents[: limit or None]
+    if settings.verbose:
+        render.say(index_line(wanted, [] if pareto else keys))
     if not documents:
-        raise NothingMatched(nothing(collection, name, wanted, skip))
-    write(documents, form, output, columns=[field for field, _ in criteria])
-    if total > len(documents):
-        render.say(f"{len(documents)} of {total} candidates; --limit 0 shows all, --skip the next ones")
+        raise NothingMatched(nothing(name, wanted, skip, after))
+    write(documents, form, output, columns=columns)
+    if more:
+        following = "--skip the next ones" if pareto else f"--after {documents[-1]['candidate_id']} the next ones"
+        render.say(f"{more}; --limit 0 shows all, {following}")
 
 
-def summary_fields(collection: Any, campaign: str) -> dict[str, type | None]:
-    """Return the fields of the campaign's candidate summaries with their types; nested ones are dotted."""
-    import mongoengine
+def told_apart(wanted: dict[str, Any], documents: Sequence[Any], limit: int, skip: int | None) -> str:
+    """Return how many of how many are shown where there are more, ``""`` if these are all."""
+    from stores.candidate_pages import count_candidates
 
-    from stores.documents import CandidateSummary
-
-    kinds = {
-        mongoengine.FloatField: float, mongoengine.IntField: int, mongoengine.BooleanField: bool,
-        mongoengine.StringField: str,
-    }  # fmt: skip
-    declared = {
-        name: next((kind for field_type, kind in kinds.items() if isinstance(field, field_type)), None)
-        for name, field in CandidateSummary._fields.items()
-        if name not in ("id", "provenance")
-    }
-    sample = list(collection.find({"campaign": campaign}, {"_id": 0}).limit(SAMPLE))
-    # the few that reached a late stage have fields that the first ones lack
-    for late in ("mlip", "dft"):
-        sample += list(collection.find({"campaign": campaign, "stage": late}, {"_id": 0}).limit(SAMPLE))
-    return known_fields(declared, sample)
+    if skip is None or not limit:
+        return f"{limit} candidates, and more" if limit and len(documents) > limit else ""
+    if len(documents) <= limit:
+        total = skip + len(documents)
+        return f"{len(documents)} of {total} candidates" if skip and documents else ""
+    most = skip + limit + COUNTED
+    total = count_candidates(wanted, limit=most + 1)
+    return f"{limit} of {total} candidates" if total <= most else f"{limit} of more than {most} candidates"
 
 
-def pareto_criteria(text: str, fields: dict[str, type | None], campaign: str) -> list[tuple[str, Callable[..., float]]]:
-    """Return (field, its number -> what is to be small) of ``K,G,-density`` or of the campaign's objectives.
+def index_line(wanted: dict[str, Any], keys: list[tuple[str, int]]) -> str:
+    """Return which index serves a question on this store, or that none does."""
+    from stores.candidate_pages import explained
 
-    Raises
-    ------
-    click.BadParameter
-        If a field is unknown or holds no numbers.
-    """
-    if text.strip() != "objectives":
-        return [(field, (lambda x: -x) if more else (lambda x: x)) for field, more in pareto_keys(text, fields)]
-    from inv_design.config import CampaignConfig
-    from stores.documents import Campaign
-
-    config = CampaignConfig.model_validate(Campaign.objects(name=campaign).first().to_mongo().to_dict()["config"])
-    return [(f"properties.{o.name}", o.badness) for o in config.objectives]
+    plans = explained(wanted, keys)
+    if plans is None:
+        return "index: this server does not say which"
+    if any(name is None for name, _ in plans):
+        return "index: none serves this question, so that all candidates are read"
+    names = ", ".join(dict.fromkeys(str(name) for name, _ in plans))
+    ordered = all(ordered for _, ordered in plans)
+    return f"index: {names}" if ordered else f"index: {names}; the matches are then sorted"
 
 
-def ranked(
-    collection: Any,
-    wanted: dict[str, Any],
-    keys: list[tuple[str, int]],
-    criteria: Sequence[tuple[str, Callable[..., float]]],
-    *,
-    fronts: int | None,
-    skip: int,
-    limit: int,
-) -> tuple[list[dict[str, Any]], int]:
-    """Return (the summaries that match, the first Pareto front first, each with ``pareto_rank``; how many there are).
-
-    Parameters
-    ----------
-    keys
-        Order within a front.
-    criteria
-        Field -> its number -> what is to be small.
-    fronts
-        Only so many of them; those without all the values are then left out.
-    """
-    from inv_design.metrics.pareto import pareto_ranks
-
-    shown = {"_id": 0, "candidate_id": 1} | {field: 1 for field, _ in criteria}
-    found = list(collection.find(wanted, shown).sort(keys))
-    points = []
-    for document in found:
-        values = [field_value(document, field) for field, _ in criteria]
-        points.append([math.nan if v is None else bad(v) for v, (_, bad) in zip(values, criteria, strict=True)])
-    ranks = {d["candidate_id"]: r if r >= 0 else None for d, r in zip(found, pareto_ranks(points), strict=True)}
-    order = sorted(ranks, key=lambda identity: math.inf if (rank := ranks[identity]) is None else rank)
-    if fronts:
-        order = [i for i in order if (rank := ranks[i]) is not None and rank < fronts]
-    page = order[skip : skip + limit if limit else None]
-    documents = {}
-    for start in range(0, len(page), PAGE):
-        for document in collection.find({"candidate_id": {"$in": page[start : start + PAGE]}}, {"_id": 0}):
-            documents[document["candidate_id"]] = document
-    return [{**documents[i], "pareto_rank": ranks[i]} for i in page if i in documents], len(order)
-
-
-def nothing(collection: Any, campaign: str, wanted: dict[str, Any], skip: int) -> str:
+def nothing(campaign: str, wanted: dict[str, Any], skip: int, after: str | None) -> str:
     """Return the line for a query without result: which of the conditions leave nothing."""
-    total = collection.count_documents({"campaign": campaign})
+    from stores.candidate_pages import count_candidates
+
+    total = count_candidates({"campaign": campaign})
     if not total:
         return f"campaign {campaign!r} has no candidates yet; `inv-design run` makes some"
-    if skip and collection.count_documents(wanted):
-        return f"nothing left after --skip {skip}: {collection.count_documents(wanted)} candidates match"
+    if skip and (found := count_candidates(wanted)):
+        return f"nothing left after --skip {skip}: {found} candidates match"
+    if after and count_candidates(wanted, limit=1):
+        return f"nothing left after {after}: it is the last in this order"
     return f"no candidate matches; campaign {campaign!r} has {total}"
 
 
@@ -253,6 +207,8 @@ def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO, *, c
 
 def show_table(documents: list[dict[str, Any]], *, fields: Sequence[str] = ()) -> None:
     """Print one line per candidate, with its Pareto front and the fields that decided it, if any."""
+    from stores.candidate_pages import number_at
+
     further = {f.removeprefix("properties."): f for f in fields if not f.endswith("bulk_modulus_vrh")}
     fronts = ("front",) if fields else ()
     columns = (
@@ -262,7 +218,7 @@ def show_table(documents: list[dict[str, Any]], *, fields: Sequence[str] = ()) -
     rows = [
         (
             d.get("candidate_id"), d.get("formula"), modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"),
-            *(number(field_value(d, field)) for field in further.values()), *(d.get("pareto_rank") for _ in fronts),
+            *(number(number_at(d, field)) for field in further.values()), *(d.get("pareto_rank") for _ in fronts),
             d.get("stage"), d.get("status"), d.get("round"), spacegroup(d), d.get("born_stable"), d.get("reason"),
         )
         for d in documents
