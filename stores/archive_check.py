@@ -49,6 +49,7 @@ class ArchiveCheck:
         self.configs: dict[str, dict[str, Any]] = {}
         self._artifacts = set(archive.artifacts)
         self._left_out = set(archive.manifest.get("left_out") or ())
+        self._older_ids = set(archive.manifest.get("older_ids") or ())
         self._used: set[str] = set()
         self._open: dict[tuple[str, str], str] = {}  # what is referred to and not met yet -> the place that says so
         self._progress = progress
@@ -133,9 +134,9 @@ class ArchiveCheck:
         elif collection == "training_sets":
             _same(record, "training_set_id", records.training_set_id(whole.get("members") or []))
         elif collection == "models":
-            sha256, *place = (record.get(k) for k in ("sha256", "training_set_id", "campaign", "round"))
-            _same(record, "model_id", records.model_id(str(sha256), *place))
-            self._use(str(sha256), record.get("size"))
+            if record["model_id"] not in self._older_ids:
+                _same(record, "model_id", hashed_model_id(record))
+            self._use(str(record["sha256"]), record.get("size"))
         elif collection == "campaigns":
             self.configs[record["name"]] = comparable_config(record)
         elif collection == "steps":
@@ -222,6 +223,13 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
             yield from changed_settings(one, other, f"{prefix}{key}.")
         elif one != other or (isinstance(one, dict) and list(one) != list(other or ())):
             yield f"{prefix}{key} {json.dumps(one)} -> {json.dumps(other)}"
+
+
+def hashed_model_id(record: Mapping[str, Any]) -> str:
+    """Return the id that a model's file, training set and place in a campaign have."""
+    from stores.records import model_id
+
+    return model_id(*(record.get(field) for field in ("sha256", "training_set_id", "campaign", "round")))  # type: ignore[arg-type]
 
 
 def _check_structure(record: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stores.archive import Archive, ArchiveWriter
-from stores.archive_check import ORDER, ArchiveCheck, changed_settings, comparable_config
+from stores.archive_check import ORDER, ArchiveCheck, changed_settings, comparable_config, hashed_model_id
 from stores.references import everything, key_of, of_campaigns, read, references
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def export_archive(
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "campaigns": sorted(keys["campaigns"]),
             "counts": export.counts,
+            "older_ids": sorted(export.older_ids),
             "missing": {name: sorted(found) for name, found in sorted(export.missing.items())},
             "left_out": sorted(export.left_out),
         }
@@ -115,6 +116,9 @@ class _Export:
         self.artifacts: dict[str, bool] = {}  # SHA-256 -> whether it is weights, not a part of a record
         self.missing: dict[str, set[str]] = {}
         self.left_out: set[str] = set()
+        self.older_ids: set[str] = (
+            set()
+        )  # models whose files a migration changed; the ids are those of the files before
         self.counts: dict[str, int] = {}
         self.done = 0
 
@@ -133,6 +137,8 @@ class _Export:
             record.pop("artifact", None)  # the file's id in this database; its SHA-256 is known everywhere
             if collection == "models":
                 self.artifacts[record["sha256"]] = True
+                if record["model_id"] != hashed_model_id(record):
+                    self.older_ids.add(record["model_id"])
             for part in record.get("spilled") or ():
                 self.artifacts.setdefault(part["sha256"], False)
             whole = unspill(record, connection=self.connection) if record.get("spilled") else record
@@ -247,16 +253,17 @@ class _Arrival:
         total = sum(archive.count(c) for c in INSERTION) + len(archive.artifacts)
         files: dict[str, ObjectId] = {}
         self.artifacts["left_out"] += len(archive.manifest.get("left_out") or ())
+        kinds = {model["sha256"]: model["kind"] for _, model in _records(archive, "models")}
         for sha256 in archive.artifacts:
-            files |= self._take_artifact(archive, sha256)
+            files |= self._take_artifact(archive, sha256, kinds.get(sha256, "spilled"))
             self._advance(total, "artifacts")
         for collection in INSERTION:
-            lines = archive.records(collection) if archive.count(collection) else iter(())
+            lines = _records(archive, collection)
             while batch := [record for _, record in islice(lines, BATCH)]:
                 self._take_records(archive, collection, batch, files)
                 self._advance(total, collection, len(batch))
 
-    def _take_artifact(self, archive: Archive, sha256: str) -> dict[str, ObjectId]:
+    def _take_artifact(self, archive: Archive, sha256: str, kind: str) -> dict[str, ObjectId]:
         from stores.artifacts import put
 
         size = archive.members[f"artifacts/{sha256}"]["size"]
@@ -270,7 +277,7 @@ class _Arrival:
             self._met.add(("artifacts", sha256))
             return {}
         if found is None:
-            found = put(archive.artifact(sha256), kind="imported", connection=self.connection)
+            found = put(archive.artifact(sha256), kind=kind, connection=self.connection)
         return {sha256: found}
 
     def _take_records(
@@ -313,6 +320,10 @@ class _Arrival:
         self._done += count
         if self.progress is not None:
             self.progress(self._done, total, text)
+
+
+def _records(archive: Archive, collection: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    return archive.records(collection) if archive.count(collection) else iter(())
 
 
 def differences(collection: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Report]:

@@ -64,7 +64,8 @@ def everything(connection: Connection) -> dict[str, set[str]]:
     from stores.records import _KEYS
 
     keys: dict[str, set[str]] = {}
-    for collection, fields in _KEYS.items():
+    for collection in FIELDS:
+        fields = _KEYS[collection]
         found = connection.db[collection].find({}, {"_id": 0, **dict.fromkeys(fields, 1)})
         keys[collection] = {key_of(collection, record) for record in found}
     keys["steps"] = {key for key in keys["steps"] if is_finished(key)}
