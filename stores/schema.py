@@ -22,7 +22,7 @@ FIRST = 1
 
 COLLECTION = "schema"
 DOCUMENT = "version"
-"""``_id`` of the one document; it has ``version``, ``inv_design`` (that wrote it), ``history``, at times ``migrating``."""
+"""``_id`` of the one document: ``version``, ``inv_design`` (that wrote it), ``history``, at times ``migrating``."""
 
 READ_WITH = "run `inv-design db migrate` (first with --dry-run)"
 

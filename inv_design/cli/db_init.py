@@ -19,12 +19,19 @@ def init(settings: Settings) -> None:
     may not create indexes. Calling it again changes nothing.
     """
     from inv_design.cli.database import open_database
+    from stores.schema import version_of
 
-    with open_database(settings) as connection:
-        connection.ensure_indexes()
+    with open_database(settings) as connection:  # which creates the indexes of the records and stamps the schema
+        for files in ("artifacts", "fw_gridfs"):  # else GridFS would with the first file, which a worker may not
+            connection.db[f"{files}.files"].create_index([("filename", 1), ("uploadDate", 1)])
+            connection.db[f"{files}.chunks"].create_index([("files_id", 1), ("n", 1)], unique=True)
         connection.launchpad()
-        record = {"database": connection.uri_redacted, "name": connection.db.name}
+        record = {
+            "database": connection.uri_redacted,
+            "name": connection.db.name,
+            "schema_version": version_of(connection),
+        }
     if settings.as_json:
         json_document(record)
     else:
-        say(f"{record['database']} is ready")
+        say(f"{record['database']} is ready, schema {record['schema_version']}")
