@@ -28,7 +28,7 @@ _backgrounds: dict[str, list[dict[str, float]]] = {}
 class CampaignMetricsBuilder(CampaignBuilder):
     """Derives ``campaign_metrics`` from the candidate summaries, training sets, models and evaluations."""
 
-    version = "2"
+    version = "3"
 
     @classmethod
     def source_keys(cls) -> dict[str, str]:
@@ -43,21 +43,21 @@ class CampaignMetricsBuilder(CampaignBuilder):
         """Return (collection that is written, its key)."""
         return "campaign_metrics", "campaign"
 
-    def get_items(self) -> Iterator[Document]:
+    def items(self) -> Iterator[Document]:
         """Yield what the metrics of each round are made of, for those that are not up to date."""
         for name, config in self.campaigns():
             rounds: dict[int, list[Document]] = defaultdict(list)
-            for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=FIELDS):
-                rounds[summary["round"]].append(summary)
+            light = ["candidate_id", "input_hash", "round"]
+            for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=light):
+                self.counts.read += 1
+                if summary.get("round") is not None:
+                    rounds[summary["round"]].append(summary)
             models = self._grouped("models", name, ["round", "model_id", "kind", "name", "metrics", "training_set_id"])
             evaluations = self._grouped(
                 "evaluations", name, ["round", "target", "judge", "n", "median", "mean_relative_error", "evaluation_id"]
             )
             sets = training_set_ids(self.read["training_sets"], self.read["models"], name)
-            done = {
-                m["round"]: m.get("input_hash")
-                for m in self.target.query({"campaign": name}, properties=["round", "input_hash"])
-            }
+            done = {} if self.from_scratch else self._hashes(name)
             for number in sorted(set(rounds) | set(models) | set(sets)):
                 item: Document = {
                     "campaign": name,
@@ -67,12 +67,24 @@ class CampaignMetricsBuilder(CampaignBuilder):
                     "mlip_budget": config.stages.mlip.budget_per_round,
                     "summaries": sorted(rounds.get(number, []), key=lambda s: s["candidate_id"]),
                     "models": sorted(models.get(number, []), key=lambda m: m["model_id"]),
-                    "evaluations": sorted(evaluations.get(number, []), key=lambda e: e["target"]),
+                    "evaluations": sorted(evaluations.get(number, []), key=lambda e: (e["target"], e["evaluation_id"])),
                     "training_set_id": sets[number][-1] if sets.get(number) else None,
                 }
                 item["input_hash"] = input_hash(item, self.version)
                 if done.get(number) != item["input_hash"]:
-                    yield {**item, "training_set": self._training_set(item["training_set_id"])}
+                    found = self.read["candidate_summaries"].query(
+                        {"campaign": name, "round": number}, properties=FIELDS
+                    )
+                    item["summaries"] = sorted(found, key=lambda s: s["candidate_id"])
+                    item["input_hash"] = input_hash(item, self.version)  # of what was read in the end
+                    training_set, complete = self._training_set(item["training_set_id"])
+                    if not complete:
+                        item["input_hash"] = None  # what is missing may come: the round is built again
+                    yield {**item, "training_set": training_set}
+
+    def _hashes(self, name: str) -> dict[int, Any]:
+        found = self.target.query({"campaign": name}, properties=["round", "input_hash"])
+        return {metrics["round"]: metrics.get("input_hash") for metrics in found}
 
     def process_item(self, item: Document) -> Document:
         """Return the metrics of one round; what cannot be computed is a failed document with its error."""
@@ -86,6 +98,7 @@ class CampaignMetricsBuilder(CampaignBuilder):
 
     def write(self, items: list[Document]) -> int:
         """Write the metrics, one document per campaign and round."""
+        self.counts.failed += sum(item["state"] == "failed" for item in items)
         self.upsert(items, ["campaign", "round"])
         return len(items)
 
@@ -96,12 +109,13 @@ class CampaignMetricsBuilder(CampaignBuilder):
                 grouped[document["round"]].append({k: v for k, v in document.items() if k != "_id"})
         return grouped
 
-    def _training_set(self, identity: str | None) -> Document | None:
-        """Return a training set's size, labels by method, splits, and the elements of its crystals."""
+    def _training_set(self, identity: str | None) -> tuple[Document | None, bool]:
+        """Return (a training set's size, labels by method, splits, elements; whether all of it was there)."""
         document = next(self.fetch("training_sets", "training_set_id", [identity] if identity else []), None)
         if document is None:
-            return None
+            return None, identity is None
         members = document.get("members", [])
+        formulas, complete = self._formulas(str(identity), [m["structure_id"] for m in members])
         return {
             "training_set_id": identity,
             "size": document["size"],
@@ -110,14 +124,18 @@ class CampaignMetricsBuilder(CampaignBuilder):
             "excluded": len(document.get("excluded", [])),
             "excluded_reasons": dict(Counter(reason_kind(e["reason"]) for e in document.get("excluded", []))),
             "elements": [m["chemsys"].split("-") for m in members],
-            "formulas": self._formulas(str(identity), [m["structure_id"] for m in members]),
-        }
+            "formulas": formulas,
+        }, complete
 
-    def _formulas(self, identity: str, members: list[str]) -> list[dict[str, float]]:
+    def _formulas(self, identity: str, members: list[str]) -> tuple[list[dict[str, float]], bool]:
+        """Return (atoms by element of each crystal that is there, whether all are)."""
         if identity not in _backgrounds:
             found = self.fetch("structures", "structure_id", members, properties={"structure_id": 1, "formula": 1})
-            _backgrounds[identity] = [amounts(s["formula"]) for s in found]
-        return _backgrounds[identity]
+            formulas = {s["structure_id"]: amounts(s["formula"]) for s in found if s.get("formula")}
+            if len(formulas) < len(set(members)):
+                return [formulas[i] for i in sorted(formulas)], False
+            _backgrounds[identity] = [formulas[i] for i in sorted(formulas)]
+        return _backgrounds[identity], True
 
 
 def input_hash(item: Mapping[str, Any], version: str) -> str:

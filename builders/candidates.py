@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from builders.base import CampaignBuilder, newest, one_line
+from builders.base import BATCH, CampaignBuilder, newest, one_line
+from builders.candidate_summary import PROPERTY, place_of, summarise_candidate, summary_settings
 from builders.duplicates import order_members, search_for
+from builders.state import digest
 from builders.training_members import training_set_ids
 from stores.protocol import content_id
 
@@ -15,33 +17,29 @@ if TYPE_CHECKING:
 
     from builders.duplicates import DuplicateSearch
     from inv_design.config import CampaignConfig
-    from inv_design.screening.verdict import Verdict
 
     Document = dict[str, Any]
 
 LABEL_METHODS = ("surrogate", "gpaw", "vasp")
 LABEL_KINDS = ("eos", "elastic")
-PROPERTY = "bulk_modulus_vrh"
-MLIP_NUMBERS = (
-    "bulk_modulus_vrh", "shear_modulus_vrh", "born_stable", "volume_change", "structure_matched", "rms", "relaxed",
-    "energy_per_atom", "volume_per_atom",
-)  # fmt: skip
-DFT_NUMBERS = ("bulk_modulus_vrh", "shear_modulus_vrh", "energy_per_atom", "volume_per_atom", "fit_residual")
 HEAVY = {"provenance.versions": 0, "protocol": 0, "results.elastic_tensor": 0, "results.elastic_tensor_ieee": 0}
 """Parts of calculations that a summary does not show."""
+NEEDED = {"structure_id": str, "round": int, "seed": int, "index": int}
+"""What a candidate must have to be looked at: field -> type."""
 
 _searches: dict[str, DuplicateSearch] = {}
 """Campaign -> the search of the last build in this process, continued where its crystals are the same."""
-_formulas: dict[str, str] = {}
 _members: dict[str, list[str]] = {}
-"""Structure id -> formula, and training set id -> structure ids: both are content, read once in a process."""
+"""Training set id -> structure ids: its content, read once in a process."""
 
 
 class CandidateBuilder(CampaignBuilder):
     """Derives ``candidate_summaries`` from candidates, predictions and calculations.
 
     A summary is built again when what it is made of, the campaign's settings or this code changed, as told by its
-    ``input_hash``; one that failed is always tried again.
+    ``input_hash``; one that failed is always tried again, one that is gone is made again, and one whose candidate is
+    gone is removed. Where the ids of all inputs and the hashes of all summaries are those of the last run, nothing else
+    is read.
 
     Parameters
     ----------
@@ -49,13 +47,18 @@ class CandidateBuilder(CampaignBuilder):
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     """
 
-    version = "3"
+    version = "4"
 
     def __init__(
-        self, campaign: str | None = None, protocols: dict[str, str | None] | None = None, chunk_size: int = 500
+        self,
+        campaign: str | None = None,
+        protocols: dict[str, str | None] | None = None,
+        chunk_size: int = 500,
+        *,
+        from_scratch: bool = False,
     ) -> None:
         self.protocols = protocols
-        super().__init__(campaign, chunk_size)
+        super().__init__(campaign, chunk_size, from_scratch=from_scratch)
 
     @classmethod
     def source_keys(cls) -> dict[str, str]:
@@ -71,63 +74,54 @@ class CandidateBuilder(CampaignBuilder):
         """Return (collection that is written, its key)."""
         return "candidate_summaries", "candidate_id"
 
-    def get_items(self) -> Iterator[Document]:
+    def items(self) -> Iterator[Document]:
         """Yield what each candidate's summary is made of, for those whose summary is not up to date."""
         for name, config in self.campaigns():
             yield from self._items_of(name, config)
 
     def _items_of(self, name: str, config: CampaignConfig) -> Iterator[Document]:
+        settings = content_id("h", [self.version, summary_settings(config), self.protocols or {}])
+        # before the candidates: whoever has a summary here has a candidate there, unless somebody took it away
+        done = self._summaries(name)
         candidates = list(self.read["candidates"].query({"campaign": name}, properties={"provenance": 0}))
-        ids = [c["structure_id"] for c in candidates]
-        done = {
-            s["candidate_id"]: s
-            for s in self.target.query(
-                {"campaign": name},
-                properties=["candidate_id", "input_hash", "duplicate_key", "duplicate_of"],
-            )
-        }
-        search = self._find_duplicates(name, config, candidates, done)
-        predictions = _by_structure(
-            self.fetch("predictions", "structure_id", ids, properties={"provenance.versions": 0})
-        )
-        calculations = _by_structure(self.fetch("calculations", "structure_id", ids, properties=HEAVY))
-        predictors = self._predictors(name)
-        settings = content_id("h", [self.version, _settings(config), self.protocols or {}])
-        stale: list[Document] = []
-        for candidate in candidates:
-            identity = candidate["candidate_id"]
-            records = calculations.get(candidate["structure_id"], [])
-            item: Document = {
-                "candidate": candidate,
-                "predictions": self._predictions(
-                    predictions.get(candidate["structure_id"], []), predictors.get(candidate["round"], set())
-                ),
-                "mlip": newest(r for r in records if self._counts(r, "mlip")),
-                "dft": newest(r for r in records if self._counts(r, "dft")),
-                "duplicate_of": search.results.get(identity),
-                "duplicate_key": search.keys.get(identity),
-                "config": config.model_dump(mode="json"),
-            }
-            item["input_hash"] = input_hash(item, settings)
-            if (done.get(identity) or {}).get("input_hash") != item["input_hash"]:
-                stale.append(item)
+        self.counts.read += len(candidates)
+        seen = self._inputs(name, settings, candidates)
+        present = digest((identity, summary.get("input_hash")) for identity, summary in done.items())
+        if self.up_to_date(name, seen, present):
+            return
+        if self.from_scratch:
+            _searches.pop(name, None)
+        self._remove(name, done.keys() - {c.get("candidate_id") for c in candidates})
+        if self.from_scratch:
+            done = {}
+        sound, damaged = self._sort_out(candidates)
+        search, complete = self._find_duplicates(name, config, sound, done)
+        items = [*self._assemble(name, settings, sound, search), *damaged]
+        expected = [(item["candidate"]["candidate_id"], item["input_hash"]) for item in items]
+        stale = [i for i in items if i["input_hash"] is None or _hash_of(done, i) != i["input_hash"]]
+        self._renew_keys(items, done)
+        if complete:
+            self.remember(name, seen, digest(expected))
         self.total = len(stale)
+        dump = config.model_dump(mode="json")
         for start in range(0, len(stale), self.chunk_size):
             batch = stale[start : start + self.chunk_size]
-            structures = {
-                s["structure_id"]: s
-                for s in self.fetch("structures", "structure_id", [i["candidate"]["structure_id"] for i in batch])
-            }
+            wanted = [i["candidate"]["structure_id"] for i in batch if i["error"] is None]
+            structures = {s["structure_id"]: s for s in self.fetch("structures", "structure_id", wanted)}
             for item in batch:
-                yield {**item, "structure": structures.get(item["candidate"]["structure_id"])}
+                yield {**item, "config": dump, "structure": structures.get(item["candidate"].get("structure_id"))}
 
     def process_item(self, item: Document) -> Document:
         """Return the summary of one candidate; one that cannot be made is a failed document with its error."""
         candidate = item["candidate"]
-        try:
-            summary = summarise_candidate(item)
-        except Exception as error:  # one strange record never stops a build
-            message = one_line(error)
+        message = item["error"]
+        summary: Document = {}
+        if message is None:
+            try:
+                summary = summarise_candidate(item)
+            except Exception as error:  # one strange record never stops a build
+                message = one_line(error)
+        if message is not None:
             summary = {
                 "stage": "predictor",
                 "status": "failed",
@@ -136,48 +130,150 @@ class CandidateBuilder(CampaignBuilder):
                 "reason": f"summary failed: {message}",
                 "input_hash": None,
             }
-        inputs = [candidate["candidate_id"], candidate["structure_id"]]
-        inputs += [item[s]["calculation_id"] for s in ("mlip", "dft") if item[s]]
-        return {**_place(candidate), **summary, **self.stamp(inputs)}
+        inputs = [candidate["candidate_id"], candidate.get("structure_id")]
+        inputs += [item[s].get("calculation_id") for s in ("mlip", "dft") if item[s]]
+        return {**place_of(candidate), **summary, **self.stamp(inputs)}
+
+    # -- what is up to date ----------------------------------------------------------------------------------------
+
+    def _summaries(self, name: str) -> dict[str, Document]:
+        fields = ["candidate_id", "input_hash", "duplicate_key", "duplicate_of", "formula"]
+        return {s["candidate_id"]: s for s in self.target.query({"campaign": name}, properties=fields)}
+
+    def _inputs(self, name: str, settings: str, candidates: Sequence[Document]) -> str:
+        """Return the digest of the ids of everything that the summaries of a campaign are made of."""
+        ids = [s for c in candidates if isinstance(s := c.get("structure_id"), str)]
+        models = list(
+            self.read["models"].query(
+                {"campaign": {"$in": [name, None]}},
+                properties=["model_id", "kind", "campaign", "round", "training_set_id"],
+            )
+        )
+        sets = {str(m.get("training_set_id")) for m in models}
+        known = {"training_set_id": 1, "campaign": 1, "round": 1}
+        groups: list[Iterable[Any]] = [
+            [[settings]],
+            [[c.get("candidate_id"), c.get("structure_id"), c.get("round")] for c in candidates],
+            _rows(
+                self.fetch("predictions", "structure_id", ids, properties=_only("structure_id", *PREDICTION)),
+                ("structure_id", *PREDICTION),
+            ),
+            _rows(
+                self.fetch("calculations", "structure_id", ids, properties=_only("structure_id", "calculation_id")),
+                ("calculation_id",),
+            ),
+            _rows(models, ("model_id", "kind", "campaign", "round", "training_set_id")),
+            _rows(self.read["training_sets"].query({"campaign": name}, properties=known), known),
+            _rows(self.fetch("training_sets", "training_set_id", sets, properties=known), known),
+        ]
+        return digest(*groups)
+
+    def _remove(self, name: str, gone: Iterable[str]) -> None:
+        ids = sorted(map(str, gone))
+        for start in range(0, len(ids), BATCH):
+            self.target.remove_docs({"campaign": name, "candidate_id": {"$in": ids[start : start + BATCH]}})
+
+    def _renew_keys(self, items: Iterable[Document], done: Mapping[str, Document]) -> None:
+        """Write the keys of duplicates that are as they were, though crystals that came before them are new."""
+        from pymongo import UpdateOne
+
+        changes = []
+        for item in items:
+            identity, key = item["candidate"]["candidate_id"], item["duplicate_key"]
+            same = item["input_hash"] is not None and _hash_of(done, item) == item["input_hash"]
+            if same and done[identity].get("duplicate_key") != key:
+                changes.append(UpdateOne({"candidate_id": identity}, {"$set": {"duplicate_key": key}}))
+        for start in range(0, len(changes), self.chunk_size):
+            self.target._collection.bulk_write(changes[start : start + self.chunk_size], ordered=False)
+
+    # -- what a summary is made of ---------------------------------------------------------------------------------
+
+    def _sort_out(self, candidates: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+        """Return (the candidates that can be looked at, an item with its error for each that cannot)."""
+        sound, damaged = [], []
+        for candidate in candidates:
+            reason = damage(candidate)
+            if not isinstance(candidate.get("candidate_id"), str):
+                self.logger.error("candidate %s has no candidate_id; nothing can be said of it", candidate["_id"])
+            elif reason is None:
+                sound.append(candidate)
+            else:
+                damaged.append(_item(candidate, error=reason))
+        return sound, damaged
+
+    def _assemble(
+        self, name: str, settings: str, candidates: Sequence[Document], search: DuplicateSearch
+    ) -> Iterator[Document]:
+        ids = [c["structure_id"] for c in candidates]
+        predictions = _by_structure(
+            self.fetch("predictions", "structure_id", ids, properties={"provenance.versions": 0})
+        )
+        calculations = _by_structure(self.fetch("calculations", "structure_id", ids, properties=HEAVY))
+        predictors = self._predictors(name)
+        for candidate in candidates:
+            identity, structure = candidate["candidate_id"], candidate["structure_id"]
+            records = calculations.get(structure, [])
+            try:
+                item = _item(
+                    candidate,
+                    predictions=self._predictions(
+                        predictions.get(structure, []), predictors.get(candidate["round"], set())
+                    ),
+                    mlip=newest(r for r in records if self._counts(r, "mlip")),
+                    dft=newest(r for r in records if self._counts(r, "dft")),
+                    duplicate_of=search.results.get(identity),
+                    duplicate_key=search.keys.get(identity),
+                )
+                item["input_hash"] = input_hash(item, settings)
+            except Exception as error:  # one damaged record never stops a build
+                item = _item(candidate, error=one_line(error))
+            yield item
 
     def _find_duplicates(
         self, name: str, config: CampaignConfig, candidates: Sequence[Document], done: Mapping[str, Document]
-    ) -> DuplicateSearch:
+    ) -> tuple[DuplicateSearch, bool]:
+        """Return (the search, advanced to the present; whether every crystal was there)."""
         known = {
             number: self._member_ids(sets)
             for number, sets in training_set_ids(self.read["training_sets"], self.read["models"], name).items()
         }
-        every = [c["structure_id"] for c in candidates] + [i for ids in known.values() for i in ids]
-        new = [i for i in every if i not in _formulas]
-        for found in self.fetch("structures", "structure_id", new, properties={"structure_id": 1, "formula": 1}):
-            _formulas[found["structure_id"]] = found["formula"]
-        members = order_members(candidates, known, _formulas)
-        tolerances = dict(config.stages.predictor.match)
-        search = search_for(_searches, name, tolerances, members)
+        # a summary has its crystal's formula: those of thousands of structures need not be read again
+        formulas = {
+            c["structure_id"]: formula for c in candidates if (formula := _field(done, c["candidate_id"], "formula"))
+        }
+        every = {c["structure_id"] for c in candidates} | {i for ids in known.values() for i in ids}
+        unread = sorted(every - formulas.keys())
+        for found in self.fetch("structures", "structure_id", unread, properties=_only("structure_id", "formula")):
+            formulas[found["structure_id"]] = str(found.get("formula") or "")
+        members = order_members(candidates, known, formulas)
+        search = search_for(_searches, name, dict(config.stages.predictor.match), members)
         stored = {
             identity: (str(summary.get("duplicate_key")), summary.get("duplicate_of"))
             for identity, summary in done.items()
         }
         search.advance(members, self._crystals, stored)
-        return search
+        return search, every <= formulas.keys()
 
     def _member_ids(self, training_sets: Iterable[str]) -> list[str]:
         wanted = list(training_sets)
-        for document in self.fetch("training_sets", "training_set_id", [i for i in wanted if i not in _members]):
-            _members[document["training_set_id"]] = [m["structure_id"] for m in document.get("members", [])]
-        return [member for identity in wanted for member in _members.get(identity, [])]
+        present = {d["training_set_id"] for d in self.fetch(
+            "training_sets", "training_set_id", wanted, properties=_only("training_set_id")
+        )}  # fmt: skip
+        for document in self.fetch("training_sets", "training_set_id", sorted(present - _members.keys())):
+            members = [m.get("structure_id") for m in document.get("members", [])]
+            _members[document["training_set_id"]] = [m for m in members if m]
+        return [member for identity in wanted if identity in present for member in _members[identity]]
 
     def _crystals(self, ids: Sequence[str]) -> dict[str, Any]:
         from inv_design.structures.files import structure_from_dict
 
         found = {}
-        for document in self.fetch(
-            "structures", "structure_id", ids, properties={"structure_id": 1, "structure": 1, "spilled": 1}
-        ):
+        fields = _only("structure_id", "structure", "spilled")
+        for document in self.fetch("structures", "structure_id", ids, properties=fields):
             try:
-                found[document["structure_id"]] = structure_from_dict(document["structure"])
-            except ValueError as error:
-                self.logger.error("%s cannot be compared: %s", document["structure_id"], error)
+                found[document["structure_id"]] = structure_from_dict(document.get("structure") or {})
+            except Exception as error:  # whatever is wrong with it concerns this crystal alone
+                self.logger.error("%s cannot be compared: %s", document["structure_id"], one_line(error))
         return found
 
     def _predictors(self, name: str) -> dict[int, set[str]]:
@@ -219,214 +315,57 @@ class CandidateBuilder(CampaignBuilder):
         if wanted is not None and record["protocol_id"] != wanted:
             return False
         if stage == "mlip":
-            return record["kind"] == "elastic" and record["method"] == "mlip"
+            return bool(record["kind"] == "elastic" and record["method"] == "mlip")
         return record["kind"] in LABEL_KINDS and record["method"] in LABEL_METHODS
 
 
+PREDICTION = ("property", "protocol_id")
+"""What makes a prediction of a structure unique."""
+
+
+def damage(candidate: Mapping[str, Any]) -> str | None:
+    """Return what a candidate lacks to be looked at, ``None`` if nothing."""
+    for name, kind in NEEDED.items():
+        value = candidate.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"the candidate's {name} is {value!r}, not {'a whole number' if kind is int else 'a text'}"
+    return None
+
+
 def input_hash(item: Mapping[str, Any], settings: str) -> str:
-    """Return the hash of everything that a summary is made of; records are immutable, so their ids suffice."""
+    """Return the hash of everything that a summary is made of; records are immutable, so their ids suffice.
+
+    The key of the search for duplicates is not in it: it changes with every crystal of the same formula that comes
+    before, which mostly changes nothing else.
+    """
     predictions = [[p["structure_id"], p["property"], p["protocol_id"]] for p in item["predictions"]]
     calculations = [item[stage] and item[stage]["calculation_id"] for stage in ("mlip", "dft")]
-    duplicate = [item["duplicate_of"], item["duplicate_key"]]
-    return content_id("h", [settings, item["candidate"]["candidate_id"], predictions, calculations, duplicate])
+    return content_id(
+        "h", [settings, item["candidate"]["candidate_id"], predictions, calculations, item["duplicate_of"]]
+    )
 
 
-def summarise_candidate(item: Mapping[str, Any]) -> Document:
-    """Return the summary of a candidate from its records: verdict by verdict until a stage is not passed.
-
-    Parameters
-    ----------
-    item
-        ``candidate``, ``structure``, ``predictions``, ``mlip``, ``dft``, ``duplicate_of`` and ``config`` as records.
-
-    Raises
-    ------
-    ValueError
-        If the structure is missing or cannot be read.
-    """
-    from inv_design.config import CampaignConfig
-    from inv_design.screening.dft import screen_dft
-    from inv_design.screening.mlip import screen_mlip
-    from inv_design.screening.predictor import screen_predictor
-    from inv_design.screening.quality import mlip_dft_difference
-    from inv_design.structures.elements import expand_elements
-    from inv_design.structures.files import structure_from_dict
-
-    candidate, record = item["candidate"], item["structure"]
-    if record is None:
-        raise ValueError(f"structure {candidate['structure_id']} is not in the database; import it again")
-    config = CampaignConfig.model_validate(item["config"])
-    objectives = config.objectives
-    structure = structure_from_dict(record["structure"])
-    generated = generated_properties(record, config)
-    cost = {"cost": generated["cost"]} if "cost" in generated else {}
-    verdicts = [
-        screen_predictor(
-            structure,
-            item["predictions"],
-            targets=objectives,
-            config=config.stages.predictor,
-            known=cost,
-            exclude=expand_elements(config.chemistry.exclude),
-            duplicate_of=item["duplicate_of"],
-            hit_tolerance=config.stages.dft.tolerance,
-        )
-    ]
-    stages: Document = {"predictor": _predictor_stage(verdicts[0], item["predictions"])}
-    if verdicts[-1].status == "passed":
-        relaxed = {**cost, **relaxed_density(generated, item["mlip"])}
-        verdicts.append(screen_mlip(item["mlip"], targets=objectives, config=config.stages.mlip, known=relaxed))
-        stages["mlip"] = _calculation_stage(verdicts[-1], item["mlip"], MLIP_NUMBERS)
-        if verdicts[-1].status == "passed":
-            relaxed = {**cost, **relaxed_density(generated, item["dft"])}
-            verdicts.append(screen_dft(item["dft"], targets=objectives, config=config.stages.dft, known=relaxed))
-            stages["dft"] = _calculation_stage(verdicts[-1], item["dft"], DFT_NUMBERS)
-    last = verdicts[-1]
-    value, method = best_value(stages)
-    judged = [item[stage] for stage in ("mlip", "dft") if stage in stages]
-    entered = {s: item[s] or {} if s in stages else {} for s in ("mlip", "dft")}
-    dft = {} if entered["dft"].get("method") == "surrogate" else entered["dft"]  # a rehearsal is no DFT
-    difference, doubts = mlip_dft_difference(entered["mlip"].get("results"), dft.get("results"))
-    properties, methods = best_properties(generated, item["predictions"], judged, wanted=wanted_properties(config))
-    return {
-        **{k: record[k] for k in ("formula", "chemsys", "elements", "nsites", "spacegroup")},
-        **{k: properties.get(k) for k in ("density", "volume_per_atom", "cost", "shear_modulus_vrh")},
-        "properties": {name: properties.get(name) for name in wanted_properties(config)},
-        "property_methods": methods,
-        "stage": last.stage,
-        "status": last.status,
-        "state": "successful",
-        "hit": last.status == "passed" if last.stage == "dft" and last.status in ("passed", "rejected") else None,
-        "reason": last.headline,
-        "reasons": [reason for verdict in verdicts for reason in verdict.records()],
-        "stages": stages,
-        PROPERTY: value,
-        "bulk_modulus_method": method,
-        "born_stable": (stages.get("mlip") or {}).get("born_stable"),
-        "target": config.target,
-        "target_error": None if value is None else objectives[0].deviation(value),
-        "mlip_dft_difference": difference,
-        "flags": [*(f for s in ("mlip", "dft") for f in (stages.get(s) or {}).get("flags", [])), *doubts],
-        "model_id": stages["predictor"].get("model_id"),
-        "duplicate_of": item["duplicate_of"],
-        "duplicate_key": item["duplicate_key"],
-        "input_hash": item["input_hash"],
-    }
+def _item(candidate: Document, *, error: str | None = None, **parts: Any) -> Document:
+    nothing: Document = {"predictions": [], "mlip": None, "dft": None, "duplicate_of": None, "duplicate_key": None}
+    return {"candidate": candidate, "error": error, "input_hash": None, **nothing, **parts}
 
 
-def best_value(stages: Mapping[str, Mapping[str, Any]]) -> tuple[float | None, str | None]:
-    """Return (bulk modulus in GPa, whose it is) from the costliest stage that has one."""
-    for stage in ("dft", "mlip", "predictor"):
-        record = stages.get(stage) or {}
-        if record.get("value") is not None:
-            return float(record["value"]), record.get("method") or stage
-    return None, None
+def _field(done: Mapping[str, Document], identity: str, name: str) -> Any:
+    return (done.get(identity) or {}).get(name)
 
 
-def _place(candidate: Mapping[str, Any]) -> Document:
-    """Return a candidate's place in its campaign."""
-    fields = ("candidate_id", "campaign", "round", "structure_id", "generator_model_id", "condition", "seed", "index")
-    return {name: candidate.get(name) for name in (*fields, "score")}
+def _hash_of(done: Mapping[str, Document], item: Document) -> Any:
+    """Return the hash of the summary that a candidate has; ``""`` where it has none."""
+    return done.get(item["candidate"]["candidate_id"], {"input_hash": ""}).get("input_hash")
 
 
-def generated_properties(record: Mapping[str, Any], config: CampaignConfig) -> dict[str, float]:
-    """Return density (g/cm^3), volume per atom (Å^3) and cost of a crystal as it was generated."""
-    from inv_design.metrics.elements import composition_cost
-
-    found = {
-        "density": float(record["density"]), "volume_per_atom": float(record["volume"]) / record["nsites"],
-    }  # fmt: skip
-    if config.chemistry.cost:
-        sites = [species["element"] for site in record["structure"]["sites"] for species in site["species"]]
-        found["cost"] = composition_cost(Counter(sites), config.chemistry.cost, by=config.chemistry.cost_by)
-    return found
+def _only(*fields: str) -> dict[str, int]:
+    return dict.fromkeys(fields, 1)
 
 
-def relaxed_density(generated: Mapping[str, float], calculation: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the density (g/cm^3) and volume per atom (Å^3) after a calculation's relaxation, where it says so."""
-    volume = ((calculation or {}).get("results") or {}).get("volume_per_atom")
-    if not volume:
-        return {}
-    return {
-        "density": generated["density"] * generated["volume_per_atom"] / float(volume),
-        "volume_per_atom": float(volume),
-    }
-
-
-def wanted_properties(config: CampaignConfig) -> list[str]:
-    """Return the properties that a summary names: the moduli, the campaign's objectives and its own properties."""
-    names = [PROPERTY, "shear_modulus_vrh", *(o.name for o in config.objectives), *config.properties]
-    return list(dict.fromkeys(names))
-
-
-def best_properties(
-    generated: Mapping[str, float],
-    predictions: Iterable[Mapping[str, Any]],
-    calculations: Iterable[Mapping[str, Any] | None],
-    *,
-    wanted: Iterable[str],
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return (property -> number in its unit, property -> whose it is) from the costliest source that has one.
-
-    Parameters
-    ----------
-    generated
-        Properties of the crystal itself.
-    predictions
-        One prediction record per property.
-    calculations
-        The calculations of the stages that it entered, in order of rising cost.
-    """
-    from inv_design.screening.mlip import numbers
-
-    names = set(wanted)
-    values = dict(generated)
-    methods = dict.fromkeys(generated, "structure")
-    for prediction in predictions:
-        if prediction["property"] in names and prediction.get("value") is not None and not prediction.get("error"):
-            values[prediction["property"]] = float(prediction["value"])
-            methods[prediction["property"]] = "predictor"
-    for calculation in calculations:
-        if calculation is None or calculation.get("state") != "completed":
-            continue
-        results = {k: v for k, v in numbers(calculation.get("results") or {}).items() if k in names}
-        results |= relaxed_density(generated, calculation)
-        values |= results
-        methods |= dict.fromkeys(results, calculation["method"])
-    return values, methods
-
-
-def _predictor_stage(verdict: Verdict, predictions: Sequence[Mapping[str, Any]]) -> Document:
-    own = next((p for p in predictions if p["property"] == PROPERTY), {})
-    return {
-        "status": verdict.status,
-        **{k: own.get(k) for k in ("value", "std", "unit", "model_id", "protocol_id", "error")},
-        **({"properties": {p["property"]: p.get("value") for p in predictions}} if len(predictions) > 1 else {}),
-    }
-
-
-def _calculation_stage(
-    verdict: Verdict, calculation: Mapping[str, Any] | None, numbers: Sequence[str]
-) -> Document:  # fmt: skip
-    if calculation is None:
-        return {"status": verdict.status}
-    results = calculation.get("results") or {}
-    stage: Document = {
-        "status": verdict.status,
-        "value": results.get(PROPERTY),
-        **{name: results.get(name) for name in numbers if name in results},
-        **{k: calculation.get(k) for k in ("calculation_id", "protocol_id", "method", "error", "output_structure_id")},
-        "flags": list(calculation.get("flags") or []),
-    }
-    if verdict.stage == "dft":
-        stage["hit"] = verdict.status == "passed" if verdict.status in ("passed", "rejected") else None
-    return stage
-
-
-def _settings(config: CampaignConfig) -> Document:
-    """Return the settings that a summary depends on."""
-    dump = config.model_dump(mode="json")
-    return {k: dump[k] for k in ("targets", "properties", "stages", "chemistry")}
+def _rows(documents: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> list[list[Any]]:
+    names = list(fields)
+    return [[document.get(name) for name in names] for document in documents]
 
 
 def _by_structure(documents: Iterable[Document]) -> dict[str, list[Document]]:

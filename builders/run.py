@@ -15,6 +15,7 @@ def build_campaign(
     connection: Connection | None = None,
     *,
     protocols: Mapping[str, str | None] | None = None,
+    from_scratch: bool = False,
 ) -> dict[str, int]:
     """Build summaries, queue and metrics of a campaign; return collection -> documents written.
 
@@ -28,6 +29,8 @@ def build_campaign(
         The process's own by default.
     protocols
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
+    from_scratch
+        Build what is up to date too: the cure for derived documents that somebody edited.
 
     Raises
     ------
@@ -40,9 +43,9 @@ def build_campaign(
 
     chosen = None if protocols is None else dict(protocols)
     return {
-        "candidate_summaries": CandidateBuilder(campaign, chosen).build(connection),
-        "screening_queue": ScreeningQueueBuilder(campaign, chosen).build(connection),
-        "campaign_metrics": CampaignMetricsBuilder(campaign).build(connection),
+        "candidate_summaries": CandidateBuilder(campaign, chosen, from_scratch=from_scratch).build(connection),
+        "screening_queue": ScreeningQueueBuilder(campaign, chosen, from_scratch=from_scratch).build(connection),
+        "campaign_metrics": CampaignMetricsBuilder(campaign, from_scratch=from_scratch).build(connection),
     }
 
 

@@ -6,11 +6,13 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from builders.base import CampaignBuilder
+from builders.base import BATCH, CampaignBuilder, one_line
+from builders.state import digest
 from inv_design.screening.acquisition import combine, judge_error
 from inv_design.screening.priority import rank
 from inv_design.screening.quality import distrusted
 from inv_design.screening.verdict import STAGES
+from stores.protocol import content_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "properties"]
-
+QUEUED = ("stage", "candidate_id", "structure_id", "priority", "protocol_id")
+"""What an entry says."""
 
 LEAST = -1e6
 """The priority of a candidate without a value: a number that every database stores."""
@@ -29,19 +32,28 @@ LEAST = -1e6
 class ScreeningQueueBuilder(CampaignBuilder):
     """Derives ``screening_queue`` from the candidate summaries.
 
+    A round is one item: who is next depends on all of its candidates, and on the labels of the rounds before it. It is
+    processed when one of these summaries, the settings or this code changed, or when its entries are not those that
+    were left there. A round that fails keeps its queue; its error is in the builder's state.
+
     Parameters
     ----------
     protocols
         Stage -> protocol id that the queue's items are labelled with.
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(
-        self, campaign: str | None = None, protocols: dict[str, str | None] | None = None, chunk_size: int = 500
+        self,
+        campaign: str | None = None,
+        protocols: dict[str, str | None] | None = None,
+        chunk_size: int = 500,
+        *,
+        from_scratch: bool = False,
     ) -> None:
         self.protocols = protocols
-        super().__init__(campaign, chunk_size)
+        super().__init__(campaign, chunk_size, from_scratch=from_scratch)
 
     @classmethod
     def source_keys(cls) -> dict[str, str]:
@@ -53,54 +65,91 @@ class ScreeningQueueBuilder(CampaignBuilder):
         """Return (collection that is written, its key)."""
         return "screening_queue", "candidate_id"
 
-    def get_items(self) -> Iterator[Document]:
-        """Yield the summaries of one round of one campaign at a time."""
+    def items(self) -> Iterator[Document]:
+        """Yield the summaries of one round of one campaign at a time, where its queue is not up to date."""
         for name, config in self.campaigns():
+            stale = self._stale_rounds(name, config)
+            if not stale:
+                continue
             rounds: dict[int, list[Document]] = defaultdict(list)
             for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=FIELDS):
-                rounds[summary["round"]].append(summary)
-            for item in self.target.query({"campaign": name}, properties=["round"]):
-                rounds[item["round"]] += []  # a round whose last item is done must be cleared
-            for number, summaries in sorted(rounds.items()):
+                if summary.get("round") is not None:
+                    rounds[summary["round"]].append(summary)
+            for summaries in rounds.values():
+                summaries.sort(key=lambda s: s["candidate_id"])  # the order of arrival makes no difference
+            for number, seen in stale.items():
                 yield {
                     "campaign": name,
                     "round": number,
-                    "summaries": summaries,
-                    "earlier": [s for k, group in rounds.items() if k < number for s in group],
+                    "summaries": rounds.get(number, []),
+                    "earlier": [s for k, group in sorted(rounds.items()) if k < number for s in group],
                     "config": config,
+                    "seen": seen,
                 }
+
+    def _stale_rounds(self, name: str, config: CampaignConfig) -> dict[int, str]:
+        """Return round -> digest of what its queue is made of, for those that are not up to date."""
+        settings = content_id("h", [self.version, config.model_dump(mode="json"), self.protocols or {}])
+        inputs: dict[int, list[Any]] = defaultdict(list)
+        light = ["candidate_id", "round", "input_hash"]
+        for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=light):
+            self.counts.read += 1
+            if summary.get("round") is not None:
+                inputs[summary["round"]].append([summary["candidate_id"], summary.get("input_hash")])
+        present: dict[int, list[Any]] = defaultdict(list)
+        for entry in self.target.query({"campaign": name}, properties=["round", *QUEUED]):
+            present[entry["round"]].append(_row(entry))
+        stale: dict[int, str] = {}
+        seen = settings
+        for number in sorted(inputs.keys() | present.keys()):  # a round whose last candidate is done must be cleared
+            seen = digest([[seen]], inputs.get(number, []))
+            if not self.up_to_date(f"{name}/{number}", seen, digest(present.get(number, []))):
+                stale[number] = seen
+        return stale
 
     def process_item(self, item: Document) -> Document:
         """Return the queue of one round; a round whose queue cannot be told keeps the one it has."""
+        place = {k: item[k] for k in ("campaign", "round", "seen")}
         try:
             queue = next_candidates(item["summaries"], config=item["config"], earlier=item["earlier"])
         except Exception as error:
-            self.logger.error("the queue of %s, round %s, stays as it is: %s", item["campaign"], item["round"], error)
-            return {**item, "queue": None}
-        return {**item, "queue": queue}
+            return {**place, "state": "failed", "error": one_line(error)}
+        protocols = self.protocols or {}
+        return {**place, "queue": [{**entry, "protocol_id": protocols.get(entry["stage"])} for entry in queue]}
 
     def write(self, items: list[Document]) -> int:
         """Write what is new or changed, then remove what is done: a reader never sees an empty queue in between."""
         written = 0
         for item in items:
-            if item["queue"] is None:
+            name, number = item["campaign"], item["round"]
+            place = {"campaign": name, "round": number}
+            if item.get("error"):
+                self.counts.failed += 1
+                self.logger.error("the queue of %s, round %s, stays as it is: %s", name, number, item["error"])
+                self.remember(f"{name}/{number}", item["seen"], "", error=item["error"])
                 continue
-            place = {"campaign": item["campaign"], "round": item["round"]}
             wanted = {(q["stage"], q["candidate_id"]): q for q in item["queue"]}
             present = {(q["stage"], q["candidate_id"]): q for q in self.target.query(place)}
             new = [
-                {**place, **q, "protocol_id": (self.protocols or {}).get(q["stage"]), **self.stamp([q["candidate_id"]])}
+                {**place, **q, **self.stamp([q["candidate_id"]])}
                 for key, q in wanted.items()
-                if key not in present or present[key].get("priority") != q["priority"]
+                if self.from_scratch or key not in present or _row(present[key]) != _row(q)
             ]
             self.upsert(new, ["campaign", "stage", "candidate_id"])
             gone: dict[str, list[str]] = defaultdict(list)
             for stage, candidate in present.keys() - wanted.keys():
                 gone[stage].append(candidate)
             for stage, candidates in gone.items():
-                self.target.remove_docs({**place, "stage": stage, "candidate_id": {"$in": candidates}})
+                for start in range(0, len(candidates), BATCH):
+                    some = {"$in": candidates[start : start + BATCH]}
+                    self.target.remove_docs({**place, "stage": stage, "candidate_id": some})
+            self.remember(f"{name}/{number}", item["seen"], digest(_row(q) for q in item["queue"]))
             written += len(new)
         return written
+
+
+def _row(entry: Mapping[str, Any]) -> list[Any]:
+    return [entry.get(name) for name in QUEUED]
 
 
 def next_candidates(

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from builders.base import CampaignBuilder, newest
-from builders.candidates import LABEL_KINDS, LABEL_METHODS, PROPERTY
+from builders.candidate_summary import PROPERTY
+from builders.candidates import LABEL_KINDS, LABEL_METHODS
 from builders.training_members import training_set_ids
 from inv_design.screening.quality import distrusted
 
@@ -67,7 +68,7 @@ class TrainingSetBuilder(CampaignBuilder):
         self._connection = connection
         super().bind(connection)
 
-    def get_items(self) -> Iterator[Document]:
+    def items(self) -> Iterator[Document]:
         """Yield what each campaign's next training set is made of."""
         for name, config in self.campaigns():
             candidates = list(
