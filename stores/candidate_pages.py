@@ -287,10 +287,10 @@ def number_at(document: dict[str, Any], field: str) -> float | None:
 # -- which index ----------------------------------------------------------------------------------------------------
 
 
-def explained(wanted: Filter, keys: Keys) -> list[tuple[str | None, bool]] | None:
+def explained(wanted: Filter, keys: Keys, *, limit: int = 50) -> list[tuple[str | None, bool]] | None:
     """Return for each part of a page (the index that serves it, ``None`` for none; whether it gives the order too).
 
-    It is ``None`` where the server cannot say.
+    It is ``None`` where the server cannot say; ``limit`` 0 asks for all candidates instead of a page.
     """
     from pymongo.errors import PyMongoError
 

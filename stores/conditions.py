@@ -86,7 +86,7 @@ def candidate_filter(
 def conditions(where: Where | Iterable[Where]) -> list[Where]:
     """Return one condition, or several, as a list."""
     one = isinstance(where, str) or (isinstance(where, tuple) and len(where) == 3 and where[1] in [*OPERATORS, *SETS])
-    return [where] if one else list(where)  # type: ignore[list-item, arg-type]
+    return [where] if one else list(where)  # type: ignore[list-item]
 
 
 def condition(where: Where, fields: Fields | None = None) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stores.candidate_pages import candidates
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,10 +14,45 @@ if TYPE_CHECKING:
 
     from stores.connection import Connection
 
+__all__ = [
+    "INDEXES", "QUESTIONS", "alike", "candidates", "candidates_of", "candidates_without_calculation",
+    "candidates_without_prediction", "ensure_indexes", "funnel", "indexes", "labels", "latest_model", "queue",
+    "reference_labels", "served_by", "structures_by_id", "structures_of_formula",
+]  # fmt: skip
+
 Query = TypeVar("Query", bound=Callable[..., Any])
 
 INDEXES: dict[str, tuple[str, tuple[str, ...]]] = {}
 """Query -> (collection, the fields that its index starts with)."""
+
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "all of a campaign": {},
+    "a round": {"round": 1},
+    "a stage": {"stage": "mlip"},
+    "a status": {"status": "waiting"},
+    "a stage and a status": {"stage": "dft", "status": "passed"},
+    "the stiffest": {"sort": "-K"},
+    "the softest": {"sort": "K"},
+    "a range of K": {"where": "K=340..360", "sort": "-K"},
+    "K above a bound": {"where": "K>300", "sort": "K"},
+    "the stiffest that passed a stage": {"stage": "dft", "status": "passed", "sort": "-K"},
+    "a range of K within a stage and a status": {"stage": "mlip", "status": "passed", "where": "K>=300", "sort": "K"},
+    "the nearest to the target": {"sort": "target_error"},
+    "near to the target": {"where": "target_error<0.05", "sort": "target_error"},
+    "a chemical system": {"where": "chemsys=Re-W"},
+    "elements": {"elements": "Re,W", "sort": "-K"},
+    "at least one of some elements": {"any_of": "Re,Os", "sort": "-K"},
+    "a protocol of the predictor": {"protocol": "predictor=p-0"},
+    "a protocol of the potential": {"protocol": "mlip=p-0"},
+    "a protocol of the labels": {"protocol": "dft=p-0"},
+    "a structure": {"where": "structure_id=s-0"},
+    "a candidate": {"where": "candidate_id=c-0"},
+}
+"""Questions about candidates that an index serves: what they are -> the arguments of :func:`candidates`.
+
+The index finds the candidates of a filter, and gives their order too, except for elements, structures and candidates:
+those are few, and sorted once found. A further condition on any field is checked on what the index finds.
+"""
 
 BATCH = 1000
 

@@ -61,6 +61,7 @@ class CandidateSummary(Derived):
             ("campaign", "bulk_modulus_vrh", "candidate_id"),
             ("campaign", "target_error", "candidate_id"),
             ("campaign", "stage", "status", "bulk_modulus_vrh", "candidate_id"),
+            ("campaign", "stage", "status", "round", "candidate_id"),
             ("campaign", "stage", "round", "candidate_id"),
             ("campaign", "status", "round", "candidate_id"),
             ("campaign", "chemsys", "round", "candidate_id"),

@@ -1,7 +1,10 @@
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymongo.errors import OperationFailure
 
 from stores import queries
+from stores.candidate_pages import DEFAULT_ORDER, declared_fields, explained, parts, total_order
+from stores.conditions import candidate_filter, sort_keys
 from stores.provenance import provenance
 from stores.queries import INDEXES, ensure_indexes, indexes
 from stores.records import insert_calculation, insert_candidates, insert_model, insert_prediction, insert_structure
@@ -26,6 +29,85 @@ def test_every_named_query_has_its_index(connection):
     }
     for name, (collection, fields) in INDEXES.items():
         assert any(index[: len(fields)] == fields for index in made[collection]), f"{name} has no index in {collection}"
+
+
+SORTED_ONCE_FOUND = {"elements", "at least one of some elements", "a structure", "a candidate"}
+
+
+def question(name):
+    """Return the (filter, keys) of a question's parts, as they are put to a store."""
+    asked = dict(queries.QUESTIONS[name])
+    keys = total_order(sort_keys(asked.pop("sort", []), declared_fields()) or DEFAULT_ORDER)
+    wanted = candidate_filter(campaign="x", **asked)
+    return list(parts(wanted, keys))
+
+
+def is_equality(wanted):
+    return not isinstance(wanted, dict) or bool(wanted.keys() & {"$eq", "$all", "$in"})
+
+
+@pytest.mark.parametrize("name", queries.QUESTIONS)
+def test_every_question_is_a_prefix_of_an_index(name):
+    made = [[field for field, _ in index["fields"]] for index in indexes()["candidate_summaries"]]
+    for wanted, keys in question(name):
+        equal = {field for field, condition in wanted.items() if is_equality(condition)}
+        ranges = [field for field, condition in wanted.items() if not is_equality(condition)]
+        if name in SORTED_ONCE_FOUND:
+            assert any(set(index) <= equal for index in made)
+            continue
+        order = [field for field, _ in keys if field not in equal]
+        assert ranges in ([], order[:1]), "a range is on the field that is sorted by"
+        assert len({direction for _, direction in keys}) == 1, "an index runs one way or the other"
+        assert any(
+            set(index[: len(equal)]) == equal and index[len(equal) : len(equal) + len(order)] == order for index in made
+        ), f"no index begins with {sorted(equal)} and goes on with {order}"
+
+
+@pytest.fixture
+def asked_store(connection):
+    """Give a store with enough candidates that reading them all would be the wrong plan."""
+    connection.db["candidate_summaries"].insert_many(
+        {
+            "candidate_id": f"c-{i}", "campaign": "xy"[i % 20 == 0], "round": i % 4, "structure_id": f"s-{i}",
+            "stage": ("predictor", "mlip", "dft")[i % 7 % 3], "status": ("passed", "waiting")[i % 2],
+            "bulk_modulus_vrh": 200.0 + i if i % 9 else None, "target_error": abs(150.0 - i) / 350,
+            "elements": [("Re", "Os", "Al", "Ta")[i % 4], "W"], "chemsys": "Re-W" if i % 4 == 0 else "Al-W",
+            "stages": {stage: {"protocol_id": f"p-{i % 5}"} for stage in ("predictor", "mlip", "dft")},
+        }
+        for i in range(1200)
+    )  # fmt: skip
+    return connection
+
+
+def test_explain_confirms_the_index_of_every_question(asked_store):
+    told = {
+        name: [plan for wanted, keys in question(name) for plan in explained(wanted, keys) or [None]]
+        for name in queries.QUESTIONS
+    }
+    if all(plans[0] is None for plans in told.values()):
+        assert asked_store.kind == "mongodb", "the embedded store explains"
+        pytest.skip("this server does not explain")
+    for name, plans in told.items():
+        for index, ordered in plans:
+            assert index is not None, f"{name}: reads all candidates"
+            assert ordered or name in SORTED_ONCE_FOUND, f"{name}: sorts what {index} finds"
+
+
+def test_explain_tells_what_no_index_serves(asked_store):
+    plans = explained({"campaign": "x"}, [("density", -1)])
+    if plans is None:
+        pytest.skip("this server does not explain")
+    assert not any(ordered for _, ordered in plans)
+    assert explained({"density": {"$gt": 1}}, [("density", -1)]) == [(None, False)]
+
+
+def test_named_queries_use_their_index(asked_store):
+    for collection, fields in INDEXES.values():
+        try:
+            plan = asked_store.db[collection].find(dict.fromkeys(fields, "x")).explain()
+        except OperationFailure:
+            pytest.skip("this server does not explain")
+        assert "IXSCAN" in str(plan["queryPlanner"]["winningPlan"]), f"{collection}: {fields}"
 
 
 def test_indexes_are_made_once(connection):
