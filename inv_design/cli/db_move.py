@@ -1,0 +1,61 @@
+"""`db move`: the database to another server, without loss."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from inv_design.cli import render
+from inv_design.cli.options import Settings, database_options, json_option
+
+
+@click.command()
+@click.option("--to", "target", metavar="URI", required=True, help="Where to: mongodb://HOST/NAME, a new database.")
+@json_option
+@database_options
+@click.pass_obj
+def move(settings: Settings, *, target: str) -> None:
+    """Move the database to a server: all records, the launchpad, artifacts and indexes.
+
+    The copy is verified collection by collection. Interrupt it at any moment and call it again: it goes on. The old
+    database stays as it is, marked as moved. The password of the new one comes from $INV_DESIGN_DATABASE_PASSWORD.
+    """
+    from inv_design.cli.database import open_database
+    from stores import move as stores_move
+    from stores.connection import connect
+
+    root = settings.config.resolve().parent
+    with (
+        open_database(settings) as source,
+        connect(target, root=root, alias="move") as destination,
+        render.progress("Move") as bar,
+    ):
+        report = stores_move.move(source, destination, progress=bar)
+    report["database"] = database_line(target)
+    if settings.as_json:
+        render.json_document(report)
+    else:
+        _show(report)
+
+
+def database_line(target: str) -> str:
+    """Return the line for campaign.yaml: the URI without a password, and without options, which may hold secrets."""
+    uri = re.sub(r"(://[^/:@]*):.*@", r"\1@", target, flags=re.DOTALL).split("?", 1)[0]
+    return f"database: {uri}"
+
+
+def _show(report: dict[str, Any]) -> None:
+    columns = ("name", "documents", "copied", "indexes")
+    render.table([[entry[k] for k in columns] for entry in report["collections"]], columns, right=columns[1:])
+    if report["already"]:
+        render.say(f"{report['source']} was moved to {report['target']} before; nothing was done")
+    else:
+        render.say(
+            f"moved {report['source']} to {report['target']}: {report['documents']} documents, "
+            f"{report['copied']} of them written now, all verified"
+        )
+    render.say(
+        f"set this line in campaign.yaml (with the options of your URI, without a password): {report['database']}"
+    )
