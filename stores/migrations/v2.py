@@ -1,9 +1,10 @@
-"""Schema 1 -> 2: one header key in model files, summaries of several properties, an index by formula.
+"""Schema 1 -> 2: model files in one form, summaries of several properties, an index by formula.
 
 Schema 1 is that of databases from before versions were stamped. Its model files carry ``format`` and ``config`` as two
 keys of the safetensors header, which safetensors writes in random order; schema 2 has one key, so that the same model
-is the same bytes. The tensors are copied as they are; a model keeps its ``model_id``, by which everything refers to it,
-and gets the SHA-256 of its new file.
+is the same bytes. The descriptors that a generator's property model learned from are one array there, two here. A model
+keeps its ``model_id``, by which everything refers to it, and gets the SHA-256 of its new file. A ``con_cdvae`` of schema
+1 is another network: it is kept, but only the version that made it can sample from it.
 """
 
 from __future__ import annotations
@@ -53,22 +54,41 @@ def repack_models(connection: Connection) -> Iterator[dict[str, Any]]:
 
 
 def repacked(blob: bytes) -> bytes:
-    """Return a model file of schema 1 with the header of schema 2; the tensors are the same bytes.
+    """Return a model file of schema 1 in the form of schema 2, with the same numbers.
 
     Raises
     ------
     ValueError
         If it is none.
     """
+    from safetensors.numpy import load, save
+
     if not is_old(blob):
         raise ValueError("not a model file of schema 1")
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
-    old = header.pop("__metadata__")
-    content = json.dumps({"format": old["format"], "config": json.loads(old["config"])}, sort_keys=True)
-    text = json.dumps({"__metadata__": {"inv_design": content}, **header}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at multiples of eight bytes
-    return len(text).to_bytes(8, "little") + text + blob[8 + size :]
+    metadata = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+    content = {"format": FORMAT, "config": json.loads(metadata["config"])}
+    return save(_with_descriptors(load(blob)), metadata={"inv_design": json.dumps(content, sort_keys=True)})
+
+
+def _with_descriptors(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return a property model's tensors with its two processes' standardised inputs as rows of one raw array.
+
+    Each process says by ``kept`` which rows are its own; the volume's lack the last two columns.
+    """
+    import numpy as np
+
+    tensors = dict(tensors)
+    rows: list[Any] = []
+    for process in ("property_process", "volume_process"):
+        inputs = tensors.pop(f"{process}.inputs", None)
+        if inputs is None:
+            return tensors
+        raw = inputs.astype(np.float64) * tensors[f"{process}.spread"] + tensors[f"{process}.centre"]
+        tensors[f"{process}.kept"] = np.arange(len(raw)) + sum(map(len, rows))
+        rows.append(raw)
+    width = rows[0].shape[1]
+    rows[1] = np.pad(rows[1], ((0, 0), (0, width - rows[1].shape[1])))
+    return {**tensors, "property_model.descriptors": np.concatenate(rows)}
 
 
 def is_old(head: bytes) -> bool:
@@ -109,7 +129,8 @@ def mark_summaries(connection: Connection) -> Iterator[dict[str, Any]]:
         chosen = {"campaign": campaign}
         done = connection.db["candidate_summaries"].update_many({**chosen, **SUMMARIES}, stale).modified_count
         connection.db["campaign_metrics"].update_many({**chosen, **METRICS}, stale)
-        yield {"campaign": campaign, "summaries": int(done)}
+        if done:
+            yield {"campaign": campaign, "summaries": int(done)}
 
 
 METRICS = {"input_hash": {"$ne": None}, "warnings": {"$exists": False}, "state": "successful"}
@@ -139,7 +160,12 @@ def _has_index(connection: Connection) -> bool:
 
 
 STEPS = (
-    Step("models", "model files get one header key and a new SHA-256; tensors and ids stay", old_models, repack_models),
+    Step(
+        "models",
+        "model files in the form of schema 2, each with a new SHA-256; ids and numbers stay",
+        old_models,
+        repack_models,
+    ),
     Step("summaries", "candidate summaries and metrics are built anew", old_summaries, mark_summaries),
     Step("indexes", "an index of structures by formula", missing_index, create_index),
 )
