@@ -48,9 +48,18 @@ def describe(error: BaseException) -> str:
         text = f"no entry {text}"
     elif isinstance(error, FileNotFoundError) and error.filename:
         text = f"{error.filename} does not exist; check the path"
+    elif type(error).__module__.startswith("pymongo") and (refused := _refusal(error)):
+        text = refused
     elif not (isinstance(error, expected) and text):
         text = f"{type(error).__name__}{': ' + text if text else ''} (run again with --debug for the trace)"
     return text
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return which role a user lacks whom the server refused a command, or ``None``."""
+    from stores.roles import refusal
+
+    return refusal(error)
 
 
 def report(error: Exception, *, debug: bool) -> int:

@@ -2,9 +2,9 @@
 
 Schema 1 is that of databases from before versions were stamped. Its model files carry ``format`` and ``config`` as two
 keys of the safetensors header, which safetensors writes in random order; schema 2 has one key, so that the same model
-is the same bytes. The descriptors that a generator's property model learned from are one array there, two here. A model
-keeps its ``model_id``, by which everything refers to it, and gets the SHA-256 of its new file. A ``con_cdvae`` of schema
-1 is another network: it is kept, but only the version that made it can sample from it.
+is the same bytes. What a generator's property model learned from is two arrays there, one here. A model keeps its
+``model_id``, by which everything refers to it, and gets the SHA-256 of its new file. A ``con_cdvae`` of schema 1 is
+another network: it is kept, but only the version that made it can sample from it.
 """
 
 from __future__ import annotations
