@@ -299,9 +299,8 @@ def explained(wanted: Filter, keys: Keys, *, limit: int = 50) -> list[tuple[str 
     found: list[tuple[str | None, bool]] = []
     try:
         for part, part_keys in asked:
-            plan = (
-                _collection().find(part).sort(part_keys).explain() if part_keys else _collection().find(part).explain()
-            )
+            cursor = _collection().find(part).limit(limit)
+            plan = (cursor.sort(part_keys) if part_keys else cursor).explain()
             stages = list(_stages(plan["queryPlanner"]["winningPlan"]))
             names = [stage["indexName"] for stage in stages if stage.get("stage") == "IXSCAN"]
             sorts = bool(part_keys) and not any(stage.get("stage") == "SORT" for stage in stages)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stores.candidate_pages import candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
 
     from pymatgen.core import Structure as PymatgenStructure
 
@@ -55,6 +57,7 @@ those are few, and sorted once found. A further condition on any field is checke
 """
 
 BATCH = 1000
+RECORDS_COUNTED = 1000
 
 
 def served_by(collection: str, *fields: str) -> Callable[[Query], Query]:
@@ -166,6 +169,48 @@ def funnel(campaign: str, round: int | None = None) -> dict[tuple[int, str, str]
     rows = _collection("candidate_summaries").aggregate([{"$match": criteria}, {"$group": group}])
     keys = ("round", "stage", "status")
     return {(row["_id"].get(keys[0]), row["_id"].get(keys[1]), row["_id"].get(keys[2])): row["n"] for row in rows}
+
+
+@served_by("candidates", "campaign", "structure_id")
+def records_since(campaign: str, when: datetime) -> int | None:
+    """Return how many candidates, predictions and calculations of a campaign came after a time (UTC).
+
+    They are counted up to :data:`RECORDS_COUNTED`. ``None`` where the server would have to read them all. Times are
+    those of the records' ``_id``, to the second, by the clocks of those who wrote them.
+    """
+    import bson
+    from pymongo.errors import PyMongoError
+
+    newer = {"_id": {"$gt": bson.ObjectId.from_datetime(when + timedelta(seconds=1))}}
+    found: list[dict[str, Any]] = []
+    for collection in ("candidates", "predictions", "calculations"):
+        cursor = _collection(collection).find(newer, {"_id": 0, "structure_id": 1}).limit(RECORDS_COUNTED)
+        try:
+            if "COLLSCAN" in str(cursor.clone().explain()["queryPlanner"]["winningPlan"]):
+                return None
+        except (PyMongoError, KeyError):
+            return None
+        found += cursor
+    ids = list(dict.fromkeys(record["structure_id"] for record in found))
+    mine = set()
+    for start in range(0, len(ids), BATCH):
+        wanted = {"campaign": campaign, "structure_id": {"$in": ids[start : start + BATCH]}}
+        mine |= {c["structure_id"] for c in _collection("candidates").find(wanted, {"_id": 0, "structure_id": 1})}
+    return min(sum(record["structure_id"] in mine for record in found), RECORDS_COUNTED)
+
+
+def uncounted_candidates(campaign: str) -> int:
+    """Return how many candidates the rounds' metrics do not count yet.
+
+    All campaigns' candidates are compared first, by a number that every server keeps; only if they differ are this
+    campaign's counted.
+    """
+    metrics = list(_collection("campaign_metrics").find({}, {"_id": 0, "campaign": 1, "generated": 1}))
+    counted = sum(m.get("generated") or 0 for m in metrics)
+    if _collection("candidates").estimated_document_count() <= counted:
+        return 0
+    own = sum(m.get("generated") or 0 for m in metrics if m["campaign"] == campaign)
+    return max(_collection("candidates").count_documents({"campaign": campaign}) - own, 0)
 
 
 # -- indexes --------------------------------------------------------------------------------------------------------

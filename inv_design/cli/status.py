@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,11 +12,17 @@ from inv_design.cli.options import Settings, campaign_options, json_option
 from inv_design.metrics.elements import warning_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
     from stores.connection import Connection
 
 STAGES = ("predictor", "mlip", "dft")
 COUNTS = ("in", "passed", "rejected", "failed", "waiting")
 FAILED_SHOWN = 5
+FIREWORK_STATES = (
+    "READY", "WAITING", "RESERVED", "RUNNING", "COMPLETED", "FIZZLED", "ARCHIVED", "DEFUSED", "PAUSED",
+)  # fmt: skip
 
 
 @click.command()
@@ -25,7 +32,8 @@ FAILED_SHOWN = 5
 def status(settings: Settings) -> None:
     """Show the funnel: how many candidates passed, failed or wait, and why.
 
-    Per round and stage, with the models and training sets of each round, and the states of the launchpad.
+    Per round and stage, with the models and training sets of each round, and the states of the launchpad. The counts
+    are those that the campaign's last step made; what was recorded since is said.
     """
     from inv_design.cli.database import campaign_name, open_database
 
@@ -43,6 +51,7 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
     campaign = database["campaigns"].find_one({"name": name}) or {}
     hidden = {"_id": 0, "input_hash": 0, "builder_version": 0, "provenance": 0, "campaign": 0}
     rounds = list(database["campaign_metrics"].find({"campaign": name}, hidden).sort("round", 1))
+    rounds_built = [item.get("last_updated") for item in rounds]
     evaluated = sorted({e["round"] for e in database["evaluations"].find({"campaign": name}, {"round": 1})})
     for item in rounds:
         item["closed"] = item["round"] in evaluated
@@ -55,7 +64,27 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
         "database": connection.uri_redacted,
         "rounds_planned": (campaign.get("config") or {}).get("rounds"),
         "rounds": rounds,
+        "freshness": freshness(name, rounds_built),
         "launchpad": launchpad_record(connection, name),
+    }
+
+
+def freshness(name: str, built: Iterable[datetime | None]) -> dict[str, Any]:
+    """Return when the counts were made, and what of the campaign was recorded since.
+
+    Returns
+    -------
+    dict
+        ``counted_at`` (UTC), ``records_since`` (candidates, predictions and calculations; ``None`` where the server has
+        no way to find them but to read all) and ``uncounted_candidates``, which are in no round's counts yet.
+    """
+    from stores.queries import records_since, uncounted_candidates
+
+    counted_at = max((when for when in built if when is not None), default=None)
+    return {
+        "counted_at": counted_at,
+        "records_since": records_since(name, counted_at) if counted_at is not None else None,
+        "uncounted_candidates": uncounted_candidates(name),
     }
 
 
@@ -70,13 +99,13 @@ def objective_records(campaign: dict[str, Any]) -> list[dict[str, Any]]:
 def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
     """Return the campaign's fireworks by state, and those that failed with their error."""
     database = connection.db
-    states: dict[str, int] = {}
-    mine = {"spec.campaign": name}
-    for state in ("READY", "WAITING", "RESERVED", "RUNNING", "COMPLETED", "FIZZLED", "ARCHIVED", "DEFUSED", "PAUSED"):
-        if count := database["fireworks"].count_documents({**mine, "state": state}):
-            states[state] = count
+    # the workflows know their fireworks' states, are few, and have an index on the campaign
+    workflows = database["workflows"].find({"metadata.campaign": name}, {"_id": 0, "fw_states": 1})
+    counts = Counter(state for workflow in workflows for state in workflow["fw_states"].values())
+    states = {state: counts[state] for state in FIREWORK_STATES if counts[state]}
     failed = []
-    fizzled = database["fireworks"].find({**mine, "state": "FIZZLED"}, {"fw_id": 1, "name": 1, "launches": 1})
+    wanted = {"spec.campaign": name, "state": "FIZZLED"}
+    fizzled = database["fireworks"].find(wanted, {"fw_id": 1, "name": 1, "launches": 1})
     for firework in fizzled.sort("fw_id", -1):
         launch = database["launches"].find_one(
             {"launch_id": {"$in": firework.get("launches") or []}, "state": "FIZZLED"}
@@ -105,6 +134,8 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
         out.print(Text(line))
     if not record["rounds"]:
         out.print("no round yet; `inv-design run` starts the first")
+    if line := freshness_line(record["freshness"]):
+        out.print(Text(line, "yellow"))
     for item in record["rounds"]:
         last = f" of {planned}" if planned else ""
         state = "closed" if item["closed"] else "open"
@@ -119,6 +150,23 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
         for line in warning_lines(item.get("warnings") or []) if verbose else ():
             out.print(Text(f"  warning: {line}", "yellow"))
     show_launchpad(record["launchpad"])
+
+
+def freshness_line(fresh: dict[str, Any]) -> str:
+    """Return the line that says that records came after the counts were made; ``""`` if none did."""
+    if fresh["uncounted_candidates"]:
+        later = f"{fresh['uncounted_candidates']} candidates"
+    elif fresh["records_since"]:
+        from stores.queries import RECORDS_COUNTED
+
+        most = fresh["records_since"] >= RECORDS_COUNTED
+        later = f"{'at least ' if most else ''}{fresh['records_since']} records"
+    else:
+        return ""
+    when = (
+        f"the counts are of {fresh['counted_at']:%Y-%m-%d %H:%M} UTC" if fresh["counted_at"] else "nothing is counted"
+    )
+    return f"{when}; {later} came since, which the campaign's next step counts (`inv-design run`)"
 
 
 def headline(item: dict[str, Any]) -> str:
