@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from inv_design.config import CampaignConfig
     from stores.connection import Connection
 
+UNLAUNCHED_SECONDS = 600
+"""A firework that is reserved for so long without a launch is lost: the two are milliseconds apart."""
 ACTIVE_STATES = ["READY", "RESERVED", "RUNNING", "WAITING"]
 _SETTINGS_THAT_MAY_CHANGE = ("rounds", "database", "password_file")
 
@@ -188,16 +191,30 @@ def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = 
     ------
     CampaignFailed
         If the same step failed twice in a row without a single new result.
+    ConnectionError
+        If the server stayed away for longer than :func:`stores.outage.patience`.
     KeyboardInterrupt
         On Ctrl-C, after the interrupted firework was put back.
     """
+    from stores.outage import LOST, patience
+
+    try:
+        return _run(connection, config, config.rounds if rounds is None else rounds)
+    except LOST:
+        raise ConnectionError(
+            f"{connection.uri_redacted} has been away for more than {patience():g} s; finished results are safe, in it "
+            "or in the local journal: start the server and call run again"
+        ) from None
+
+
+def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummary:
     from fireworks import FWorker
     from fireworks.core.rocket_launcher import launch_rocket
 
     from builders.run import build_campaign
     from fireworks_specs.steps import next_step
+    from stores.outage import until_done
 
-    last = config.rounds if rounds is None else rounds
     launchpad = connection.launchpad()
     register_campaign(config, progress=_report_ingest)
     recovered = recover(launchpad, config.name, everything=connection.kind == "embedded")
@@ -218,7 +235,7 @@ def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = 
                 if not _wait_for_others(launchpad, config.name, interrupt):
                     raise KeyboardInterrupt
                 continue
-            step = next_step(config.name, config, rounds=last)
+            step = until_done(lambda: next_step(config.name, config, rounds=last), connection.client)
             if step is None:
                 break
             failed = _fizzled(launchpad, config.name)
@@ -226,7 +243,8 @@ def run(connection: Connection, config: CampaignConfig, *, rounds: int | None = 
                 raise CampaignFailed(_failure_message(launchpad, config.name, step.name, step.round))
             stuck = step.key
             advance(launchpad, config.name, config, rounds=last, force=True)
-    build_campaign(config.name)  # what a process that was killed may have left unbuilt; nothing if all is current
+    # what a process that was killed may have left unbuilt; nothing if all is current
+    until_done(lambda: build_campaign(config.name), connection.client)
     return RunSummary(count, failed, recovered, finished=True)
 
 
@@ -260,7 +278,9 @@ def worker_name() -> str:
 
 def _worker_is_dead(launchpad: LaunchPad, fw_id: int) -> bool:
     launch = launchpad.launches.find_one({"fw_id": fw_id}, {"fworker.name": 1}, sort=[("launch_id", -1)])
-    name = ((launch or {}).get("fworker") or {}).get("name", "")
+    if launch is None:
+        return _never_launched(launchpad, fw_id)
+    name = (launch.get("fworker") or {}).get("name", "")
     prefix = f"run@{socket.gethostname()}:"
     if not name.startswith(prefix):
         return False  # another host's or an rlaunch worker: `inv-design doctor` and FireWorks' own detection judge it
@@ -274,6 +294,15 @@ def _worker_is_dead(launchpad: LaunchPad, fw_id: int) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _never_launched(launchpad: LaunchPad, fw_id: int) -> bool:
+    """Return whether a worker died, or lost the server's answer, between reserving a firework and launching it."""
+    firework = launchpad.fireworks.find_one({"fw_id": fw_id, "state": "RESERVED"}, {"updated_on": 1})
+    reserved = (firework or {}).get("updated_on")
+    if not isinstance(reserved, datetime):
+        return False
+    return (datetime.now(UTC).replace(tzinfo=None) - reserved).total_seconds() > UNLAUNCHED_SECONDS
 
 
 def _ready(launchpad: LaunchPad, campaign: str) -> bool:

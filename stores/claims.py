@@ -296,10 +296,10 @@ class Claims:
         return won
 
     def _busy(self, keys: Iterable[str]) -> set[str]:
-        """Return which keys others hold."""
+        """Return which keys somebody holds, this worker or another."""
         now = self.connection.now()
-        found = self._collection.find({"key": {"$in": list(keys)}, "holder": {"$ne": self.holder}})
-        return {claim["key"] for claim in found if not self._is_over(claim, now)}
+        found = self._collection.find({"key": {"$in": list(keys)}})
+        return {c["key"] for c in found if c["holder"] == self.holder or not self._is_over(c, now)}
 
     def _is_over(self, claim: Mapping[str, Any], now: datetime) -> bool:
         worker = claim.get("worker") or {}

@@ -22,12 +22,13 @@ class CampaignTask(FiretaskBase):
     required_params: tuple[str, ...] = ("campaign", "round")
 
     def run_task(self, fw_spec: dict[str, Any]) -> None:  # noqa: ARG002 - the parameters say it all
-        """Connect and work."""
+        """Connect and work; work that an outage cut off goes on with what is left."""
         from stores.connection import connect_from_launchpad
+        from stores.outage import until_done
 
-        connect_from_launchpad(self.launchpad)
+        connection = connect_from_launchpad(self.launchpad)
         self.fetch_models()
-        self.work()
+        until_done(self.work, connection.client)
 
     def fetch_models(self) -> None:
         """Put the campaign's own potentials, which are models of the database, onto this machine."""

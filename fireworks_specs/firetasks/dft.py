@@ -7,8 +7,9 @@ from typing import Any
 from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask
-from fireworks_specs.firetasks.elastic import insert_result, without_calculation
+from fireworks_specs.firetasks.elastic import insert_result, to_compute
 from fireworks_specs.progress import report
+from stores.claims import Claims
 from stores.queries import structures_by_id
 
 
@@ -23,33 +24,28 @@ class DftTask(CampaignTask):
     optional_params = ("before", "total")
 
     def work(self) -> None:
-        """Compute what has no result under the protocol yet."""
+        """Compute what has no result under the protocol yet and no other worker is at work on."""
         from fireworks_specs.backends import get_backend
         from fireworks_specs.protocols import dft_protocol
         from inv_design.mechanics.stages import failed
 
         backend = get_backend(self.config.stages.dft.backend)
         protocol = dft_protocol(self.config)
-        todo = without_calculation(self["structure_ids"], backend.kind, protocol)
-        starts = {i: relaxed_structure(i) for i in todo}
-        for missing in (i for i in todo if starts[i][1] is None):
-            record = failed(f"structure {missing} is not in the database")
-            where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
-            insert_result(record, missing, **where, provenance=self.provenance([]))
-        ids = [i for i in todo if starts[i][1] is not None]
-        results = backend.compute([starts[i][1] for i in ids], self.config)
-        for done, (index, record) in enumerate(results, start=1):
-            structure_id = ids[index]
-            insert_result(
-                record,
-                structure_id,
-                kind=backend.kind,
-                method=backend.method,
-                protocol=protocol,
-                provenance=self.provenance([structure_id, starts[structure_id][0]]),
-            )
-            text = f"round {self['round']}: stage III, {backend.label}"
-            report(text, self.get("before", 0) + done, self.get("total", len(ids)))
+        where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
+        text = f"round {self['round']}: stage III, {backend.label}"
+        done = self.get("before", 0)
+        with Claims(campaign=self["campaign"], stage="dft") as claims:
+            for todo in to_compute(claims, self["structure_ids"], backend.kind, protocol):
+                starts = {i: relaxed_structure(i) for i in todo}
+                for missing in (i for i in todo if starts[i][1] is None):
+                    record = failed(f"structure {missing} is not in the database")
+                    insert_result(record, missing, **where, provenance=self.provenance([]), claims=claims)
+                ids = [i for i in todo if starts[i][1] is not None]
+                for index, record in backend.compute([starts[i][1] for i in ids], self.config):
+                    provenance = self.provenance([ids[index], starts[ids[index]][0]])
+                    insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
+                    done += 1
+                    report(text, done, self.get("total", len(self["structure_ids"])))
 
 
 def relaxed_structure(structure_id: str) -> tuple[str, Any]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.progress import report
+from stores.claims import Claims, result_key
 from stores.queries import structures_by_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOG = logging.getLogger(__name__)
 
 
 @explicit_serialize
@@ -19,40 +26,50 @@ class ElasticTask(CampaignTask):
     optional_params = ("before", "total")
 
     def work(self) -> None:
-        """Compute what has no result under the protocol yet."""
+        """Compute what has no result under the protocol yet and no other worker is at work on."""
         from fireworks_specs.pool import map_structures
         from fireworks_specs.protocols import mlip_protocol
         from inv_design.mechanics.stages import failed, measure_elasticities
 
         stage = self.config.stages.mlip
-        protocol = mlip_protocol(self.config)
-        todo = without_calculation(self["structure_ids"], "elastic", protocol)
-        structures = structures_by_id(todo)
-        for missing in (i for i in todo if i not in structures):
-            record = failed(f"structure {missing} is not in the database")
-            insert_result(
-                record, missing, kind="elastic", method="mlip", protocol=protocol, provenance=self.provenance([])
-            )
-        ids = [i for i in todo if i in structures]
+        where: dict[str, Any] = {"kind": "elastic", "method": "mlip", "protocol": mlip_protocol(self.config)}
         text = f"round {self['round']}: stage II, {stage.calculator}"
-        records = map_structures(
-            measure_elasticities,
-            [structures[i] for i in ids],
-            calculator=stage.calculator,
-            fmax=stage.fmax,
-            max_steps=stage.max_steps,
-            keep_structure=stage.keep_structure,
-        )
-        for done, (index, record) in enumerate(records, start=1):
-            insert_result(
-                record,
-                ids[index],
-                kind="elastic",
-                method="mlip",
-                protocol=protocol,
-                provenance=self.provenance([ids[index]]),
-            )
-            report(text, self.get("before", 0) + done, self.get("total", len(ids)))
+        done = self.get("before", 0)
+        with Claims(campaign=self["campaign"], stage="mlip") as claims:
+            for todo in to_compute(claims, self["structure_ids"], where["kind"], where["protocol"]):
+                structures = structures_by_id(todo)
+                for missing in (i for i in todo if i not in structures):
+                    record = failed(f"structure {missing} is not in the database")
+                    insert_result(record, missing, **where, provenance=self.provenance([]), claims=claims)
+                ids = [i for i in todo if i in structures]
+                records = map_structures(
+                    measure_elasticities,
+                    [structures[i] for i in ids],
+                    calculator=stage.calculator,
+                    fmax=stage.fmax,
+                    max_steps=stage.max_steps,
+                    keep_structure=stage.keep_structure,
+                )
+                for index, record in records:
+                    provenance = self.provenance([ids[index]])
+                    insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
+                    done += 1
+                    report(text, done, self.get("total", len(self["structure_ids"])))
+
+
+def to_compute(claims: Claims, ids: list[str], kind: str, protocol: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the structure ids to compute, claimed, until every one of them has a calculation; see ``Claims.shares``.
+
+    A firework that ended while others still compute some of its items would leave its campaign waiting for nobody.
+    """
+    from stores.protocol import protocol_id
+
+    identity = protocol_id(protocol)
+    yield from claims.shares(
+        list(dict.fromkeys(ids)),
+        key=lambda i: result_key(i, kind, identity),
+        lacking=lambda some: without_calculation(some, kind, protocol),
+    )
 
 
 def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any]) -> list[str]:
@@ -74,8 +91,9 @@ def insert_result(
     method: str,
     protocol: dict[str, Any],
     provenance: dict[str, Any],
+    claims: Claims | None = None,
 ) -> None:
-    """Insert the relaxed structure and the calculation of a computed record."""
+    """Insert the relaxed structure and the calculation of a computed record, then release the claim of it."""
     from pymatgen.core import Structure
 
     from stores.protocol import protocol_id
@@ -95,11 +113,12 @@ def insert_result(
                 "flags": [*record["flags"], "no_output_structure"],
                 "error": record["error"] or str(error),
             }
-    insert_calculation(
+    identity = protocol_id(protocol)
+    _, new = insert_calculation(
         structure_id=structure_id,
         kind=kind,
         method=method,
-        protocol_id=protocol_id(protocol),
+        protocol_id=identity,
         protocol=protocol,
         state=record["state"],
         results=record["results"],
@@ -108,3 +127,7 @@ def insert_result(
         output_structure_id=output,
         provenance=provenance,
     )
+    if not new:
+        LOG.warning("another worker was faster with %s of %s; its result counts", kind, structure_id)
+    if claims is not None:
+        claims.release([result_key(structure_id, kind, identity)])

@@ -24,15 +24,23 @@ class GenerateTask(CampaignTask):
     required_params = ("campaign", "round", "chunk")
 
     def work(self) -> None:
-        """Insert the structures and candidates of the chunk unless it is finished."""
-        from fireworks_specs.steps import chunk_key, model_of_round
+        """Insert the structures and candidates of the chunk unless it is finished; wait if another worker is at it."""
+        from fireworks_specs.steps import chunk_key
+        from stores.claims import Claims
+        from stores.steps import step_exists
+
+        key = chunk_key(self["campaign"], self["round"], self["chunk"])
+        with Claims(campaign=self["campaign"], stage="generate") as claims:
+            for keys in claims.shares([key], key=str, lacking=lambda some: [k for k in some if not step_exists(k)]):
+                self._generate(keys[0])
+
+    def _generate(self, key: str) -> None:
+        """Sample the chunk, insert its crystals, and record under ``key`` that it is finished."""
+        from fireworks_specs.steps import model_of_round
         from stores.records import insert_candidates, insert_structures
-        from stores.steps import claim_step, step_exists
+        from stores.steps import claim_step
 
         name, number, chunk = self["campaign"], self["round"], self["chunk"]
-        key = chunk_key(name, number, chunk)
-        if step_exists(key):
-            return
         config = self.config
         section = config.generator
         wanted = min(section.chunk, section.samples_per_round - chunk * section.chunk)

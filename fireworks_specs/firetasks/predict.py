@@ -8,6 +8,7 @@ from fireworks import explicit_serialize
 
 from fireworks_specs.firetasks.base import CampaignTask, load_predictor_model
 from fireworks_specs.progress import report
+from stores.claims import Claims, result_key
 from stores.queries import structures_by_id
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class PredictTask(CampaignTask):
     """
 
     def work(self) -> None:
-        """Predict in batches, inserting each batch when it is ready."""
+        """Predict in batches that no other worker is at work on, inserting each batch when it is ready."""
+        from fireworks_specs.protocols import predictor_protocol
         from fireworks_specs.steps import candidates_without_prediction, model_of_round
 
         name, number = self["campaign"], self["round"]
@@ -40,14 +42,23 @@ class PredictTask(CampaignTask):
         todo = candidates_without_prediction(name, number)
         # the bulk modulus last: a candidate that has it is done
         models = [*(further_models(self.config, own, self.provenance([own.training_set_id])) if todo else ()), own]
-        for start in range(0, len(todo), BATCH):
-            ids = todo[start : start + BATCH]
-            structures = structures_by_id(ids)
-            found = [i for i in ids if i in structures]
-            for model in models:
-                prediction = load_predictor_model(model.model_id).predict([structures[i] for i in found])
-                self._insert(found, prediction, model.model_id)
-            report(f"round {number}: stage I, predict", min(start + BATCH, len(todo)), len(todo))
+        done = 0
+        with Claims(campaign=name, stage="predictor") as claims:
+            protocol = predictor_protocol(own.model_id)
+            shares = claims.shares(
+                todo,
+                key=lambda i: result_key(i, SCREENED, protocol),
+                lacking=lambda ids: without_prediction(ids, protocol),
+                limit=BATCH,
+            )
+            for ids in shares:
+                structures = structures_by_id(ids)
+                found = [i for i in ids if i in structures]
+                for model in models:
+                    prediction = load_predictor_model(model.model_id).predict([structures[i] for i in found])
+                    self._insert(found, prediction, model.model_id)
+                done += len(ids)
+                report(f"round {number}: stage I, predict", done, len(todo))
 
     def _insert(self, ids: Sequence[str], prediction: Prediction, model_id: str) -> None:
         import numpy as np
@@ -73,6 +84,14 @@ class PredictTask(CampaignTask):
                 for structure_id, value, std, error in zip(ids, prediction.values, prediction.std, errors, strict=True)
             ]
         )
+
+
+def without_prediction(ids: Sequence[str], protocol: str) -> list[str]:
+    """Return the structure ids that have no prediction under a protocol."""
+    from stores.documents.prediction import Prediction
+
+    known = set(Prediction.objects(protocol_id=protocol, structure_id__in=list(ids)).scalar("structure_id"))
+    return [i for i in ids if i not in known]
 
 
 def further_models(config: CampaignConfig, own: Model, provenance: Mapping[str, Any]) -> list[Model]:
