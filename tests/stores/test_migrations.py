@@ -223,10 +223,9 @@ def test_derived_records_are_built_anew(first_schema: Connection) -> None:
 
 
 def reopen(connection: Connection, *, read_only: bool = False) -> Connection:
-    """Close a connection and open the database again."""
+    """Open the database of a connection once more."""
     uri = connection.given[0] if connection.given else f"embedded:{connection.client.path}"
-    connection.close()
-    return module.connect(uri, read_only=read_only)
+    return module.connect(uri, alias="again", read_only=read_only)
 
 
 def test_an_old_database_is_read_but_not_written(first_schema: Connection, caplog: pytest.LogCaptureFixture) -> None:
