@@ -62,6 +62,7 @@ POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 """
 
 # Says its port on standard output, and ends when standard input does: it cannot outlive the tests, even killed ones.
+# A "q" on standard input stops it in order: what it has acknowledged is in its file.
 MAIN = """
 import de.bwaldvogel.mongo.MongoServer;
 import de.bwaldvogel.mongo.backend.h2.H2Backend;
@@ -69,9 +70,14 @@ import de.bwaldvogel.mongo.backend.h2.H2Backend;
 public class WireServer {
     public static void main(String[] arguments) throws Exception {
         MongoServer server = new MongoServer(new H2Backend(arguments[0]));
-        server.bind("127.0.0.1", 0);
+        server.bind("127.0.0.1", arguments.length > 1 ? Integer.parseInt(arguments[1]) : 0);
         System.out.println(server.getLocalAddress().getPort());
-        while (System.in.read() >= 0) { }
+        for (int read = System.in.read(); read >= 0; read = System.in.read()) {
+            if (read == 'q') {
+                server.shutdownNow();
+                break;
+            }
+        }
         Runtime.getRuntime().halt(0);
     }
 }
@@ -100,25 +106,68 @@ def wire_server() -> Iterator[str]:
     if given := os.environ.get(SERVER_VARIABLE):
         yield given.rstrip("/")
         return
-    folder = _server_jars()
     with tempfile.TemporaryDirectory(prefix="inv-design-wire-") as data:
-        command = ["java", "-Xmx1g", "-cp", f"{folder}/lib/*", f"{folder}/WireServer.java", f"{data}/data.mv"]
-        with (Path(data) / "log").open("w") as log:
-            server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert server.stdin is not None
-        assert server.stdout is not None
-        port = server.stdout.readline().strip()
+        server = WireServer(Path(data))
+        server.start()
+        yield server.uri
+        server.close()
+
+
+class WireServer:
+    """A mongo-java-server of one's own, for tests that stop it.
+
+    Parameters
+    ----------
+    folder
+        Where its data and its log go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where it is, without a database name."""
+        return f"mongodb://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, or start it again on the same port with the data that it has."""
+        jars = _server_jars()
+        command = ["java", "-Xmx1g", "-cp", f"{jars}/lib/*", f"{jars}/WireServer.java", f"{self.folder}/data.mv"]
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, str(self.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert self.process.stdout is not None
+        port = self.process.stdout.readline().strip()
         if not port.isdigit():
-            server.kill()
-            _unavailable(f"the wire server did not start: {(Path(data) / 'log').read_text()[-500:]}")
-        yield f"mongodb://127.0.0.1:{port}"
-        server.stdin.close()
+            self.process.kill()
+            _unavailable(f"the wire server did not start: {(self.folder / 'log').read_text()[-500:]}")
+        self.port = int(port)
+
+    def stop(self) -> None:
+        """Stop it in order; what it acknowledged is there when it is started again."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write("q")
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
         try:
-            server.wait(timeout=10)
+            self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        server.stdout.close()
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.process = None
 
 
 @pytest.fixture
