@@ -143,7 +143,9 @@ def campaign(arm: str, seed: int, options: argparse.Namespace) -> CampaignConfig
     hidden = options.hidden_above < 500.0
     generator: dict[str, Any] = {"name": "con_cdvae", "samples_per_round": options.samples, "chunk": options.samples}
     generator |= {"budget": options.effort, "finetune_budget": options.effort}
-    predictor: dict[str, Any] = {} if options.effort == 1.0 else {"epochs": max(1, round(40 * options.effort))}
+    predictor: dict[str, Any] = {"acquisition": "threshold"}
+    if options.effort != 1.0:
+        predictor |= {"epochs": max(1, round(40 * options.effort))}
     mlip: dict[str, Any] = {"budget_per_round": options.relaxed}
     budget = options.budget
     if arm in ("substitution", "random"):

@@ -84,12 +84,16 @@ class PredictorConfig(_Section):
     epochs: int | None = Field(None, ge=1, description="passes over the training set; null: the model's default")
     tolerance: float = Field(0.30, gt=0, description="largest relative deviation from the target")
     acquisition: Literal["threshold", "target_probability", "expected_hits"] = Field(
-        "threshold",
-        description="what lets candidates pass and orders them: the predicted value alone (the paper's threshold), its "
-        "probability of a hit, or the expected gain in chemical systems with a hit",
+        "expected_hits",
+        description="what orders candidates: nearness of the prediction to the target (the paper), its probability "
+        "of a hit, or the expected gain in chemical systems with a hit",
     )
-    min_probability: float = Field(
-        0.1, ge=0, le=1, description="smallest probability of a hit that passes; not used by acquisition threshold"
+    min_probability: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="smallest probability of a hit that passes, instead of `tolerance`; null: `tolerance` decides; not "
+        "used by acquisition threshold",
     )
     min_distance: float = Field(0.5, ge=0, description="Å; smallest distance between two atoms")
     min_radius_ratio: float = Field(

@@ -50,7 +50,7 @@ def screen_predictor(
     duplicate_of
         Id of the earlier crystal that this one matches within ``config.match``, if any.
     hit_tolerance
-        Relative deviation of the label that will count as a hit; used unless ``config.acquisition`` is ``threshold``.
+        Relative deviation of the label that will count as a hit; used where ``config.min_probability`` decides.
     """
     reasons = [
         *composition_reasons(structure, min_elements=config.min_elements, exclude=exclude),
@@ -63,7 +63,7 @@ def screen_predictor(
     records = {str(record["property"]): record for record in predictions}
     values = {name: float(r["value"]) for name, r in records.items() if _usable(r)}
     plain = {**structure_values(structure, [o.name for o in objectives]), **(known or {}), **values}
-    if config.acquisition != "threshold":
+    if config.acquisition != "threshold" and config.min_probability is not None:
         reasons += probability_reasons(records, objectives, least=config.min_probability, tolerance=hit_tolerance)
         plain = {name: value for name, value in plain.items() if name not in values or name in UPPER_BOUNDS}
     reasons += target_reasons(plain, objectives, tolerance=config.tolerance)

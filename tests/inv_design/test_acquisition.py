@@ -139,5 +139,6 @@ def test_stage_one_gives_the_doubtful_a_chance():
     assert "262.0 ± 3 GPa is within 20 % of 350 GPa with probability" in reason.message
 
 
-def test_the_setting_is_the_papers_by_default():
-    assert PredictorConfig().acquisition == "threshold"
+def test_the_rule_is_the_papers_by_default_and_the_order_is_not():
+    config = PredictorConfig()
+    assert (config.acquisition, config.tolerance, config.min_probability) == ("expected_hits", 0.30, None)
