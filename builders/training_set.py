@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from types import MappingProxyType
@@ -12,6 +11,7 @@ from builders.base import CampaignBuilder, newest
 from builders.candidate_summary import PROPERTY
 from builders.candidates import LABEL_KINDS, LABEL_METHODS
 from builders.training_members import training_set_ids
+from inv_design.datasets.training_set import split_of
 from inv_design.screening.quality import distrusted
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ LABELS = {"bulk_modulus_vrh": "GPa", "shear_modulus_vrh": "GPa"}
 """Labels that every training set carries, and their units; a campaign's further objectives and properties are added."""
 STRUCTURAL = ("density", "volume_per_atom", "cost")
 """Objectives that a crystal has of itself: no label of them is learned from."""
-VALIDATION, TEST = 0.1, 0.1
 TRUST = ("vasp", "gpaw", "surrogate")
 """Methods of labels, the most trusted first."""
 LARGEST_LABEL = 500.0
@@ -257,17 +256,6 @@ def distrust(record: Mapping[str, Any], data: DataConfig) -> str | None:
     # not data.label_range: a loop that leaves the range it started from must learn from what it finds there
     high = max(LARGEST_LABEL, data.label_range[1])
     return None if 0.0 < value <= high else f"label {value:g} GPa is outside (0, {high:g}] GPa"
-
-
-def split_of(chemsys: str) -> str:
-    """Return ``train`` (80 %), ``val`` or ``test`` (10 % each) by a hash of the chemical system.
-
-    A system is on one side in every version of the training set, so that no version leaks another's test crystals.
-    """
-    share = int.from_bytes(hashlib.sha256(chemsys.encode()).digest()[:8], "big") / 2**64
-    if share < TEST:
-        return "test"
-    return "val" if share < TEST + VALIDATION else "train"
 
 
 def _best_labels(labels: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
