@@ -49,7 +49,7 @@ def wanted(**changes: Any) -> CampaignConfig:
         "name": NAME,
         "targets": {"bulk_modulus_vrh": "350 GPa"},
         "chemistry": {"exclude": ["Tc"], "cost": {"Re": 10.0}},
-        "stages": {"dft": {"budget_per_round": 2}},
+        "stages": {"predictor": {"acquisition": "threshold"}, "dft": {"budget_per_round": 2}},
         **changes,
     }
     return CampaignConfig.model_validate(settings)
@@ -624,7 +624,7 @@ def test_every_objective_is_in_the_summary_with_its_source(db):
 
 
 def test_the_queue_serves_the_front_first(db):
-    start(several(stages={"dft": {"budget_per_round": 2}}))
+    start(several(stages={"predictor": {"acquisition": "threshold"}, "dft": {"budget_per_round": 2}}))
     ids = add([b2("Re", "Ru", 3.1), b2("Ru", "W", 3.2), b2("Mo", "Ru", 3.3)])
     for identity, value in zip(ids, (350.0, 340.0, 320.0), strict=True):
         predict(db, identity, value)
