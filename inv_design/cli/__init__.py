@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "elastic": ("elastic:elastic", "Relax crystals and calculate their elastic tensors."),
     "train-mlip": ("train_mlip:train_mlip", "Fine-tune a machine-learned potential on the labels of a campaign."),
     "metrics": ("metrics:metrics", "Measure validity, uniqueness, novelty and target error of crystals in a file."),
-    "training-set": ("training_set:training_set", "List, show and compare what the rounds of a campaign learned from."),
+    "training-set": ("training_set:training_set", "List, show and compare training sets."),
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),
     "export": ("export:export", "Write a campaign into one file, for others or for later."),
     "import": ("import_archive:import_archive", "Read archives of campaigns into the database."),
