@@ -8,11 +8,10 @@ fields' bytes one after the other, and a prefix, a range and an order are each o
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -156,27 +155,6 @@ def values_of(document: Mapping[str, Any], field: str) -> list[Any]:
         if isinstance(value, list):
             values.extend(value)
     return values or [None]
-
-
-def entries_of(document: Mapping[str, Any], fields: Iterable[tuple[str, int]]) -> tuple[set[bytes], bool]:
-    """Return the entries of a document for (field, direction) pairs, and whether an array was among the values.
-
-    There is one entry, or one per array element.
-    """
-    key = b""
-    choices: list[list[bytes]] = []
-    multikey = False
-    for field, direction in fields:
-        values = values_of(document, field)
-        multikey = multikey or len(values) > 1 or isinstance(values[0], list)
-        encoded = [entry(value) for value in values]
-        if direction == -1:
-            encoded = [inverted(one) for one in encoded]
-        choices.append(encoded)
-        key += encoded[0]
-    if not multikey:
-        return {key}, False
-    return {b"".join(combination) for combination in itertools.product(*choices)}, True
 
 
 def sort_key(document: Mapping[str, Any], field: str, direction: int) -> bytes:

@@ -14,7 +14,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from stores.index_keys import after, duplicate_key, encode, encode_document, inverted, sort_key
 from stores.sqlite_index import Index, decode_config, id_index
-from stores.sqlite_planner import Conditions, Plan, choose, plan_of
+from stores.sqlite_planner import Conditions, Plan, cheapest, plan_of, worth_comparing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -322,13 +322,15 @@ class SQLiteCollection(CollectionStore):
 
     def _entries(self, document: dict[str, Any]) -> set[bytes]:
         """Return the entries of a document that is there in all indexes."""
-        return set().union(*(index.entries(document)[0] for index in self._ordered.values()))
+        known: dict[str, list[bytes]] = {}
+        return set().union(*(index.entries(document, known)[0] for index in self._ordered.values()))
 
     def _new_entries(self, document: dict[str, Any], *, own: int | None) -> set[bytes]:
         """Return the entries to be of a document; DuplicateKeyError if a unique one is another document's."""
         found: set[bytes] = set()
+        known: dict[str, list[bytes]] = {}
         for index in self._ordered.values():
-            keys, multikey = index.entries(document)
+            keys, multikey = index.entries(document, known)
             if multikey and not index.multikey:
                 self._mark_multikey(index)
             if index.unique:
@@ -395,7 +397,8 @@ class SQLiteCollection(CollectionStore):
             return None
         conditions = Conditions(spec)
         indexes = (self._id_index, *self._ordered.values())
-        plans = [plan for index in indexes if (plan := plan_of(index, conditions, sort)) is not None]
+        served = (plan_of(index, conditions, sort) for index in indexes)
+        plans = worth_comparing(plan for plan in served if plan is not None)
         if len(plans) < 2:
             return plans[0] if plans else None
         counted: list[tuple[Plan, int]] = []
@@ -404,7 +407,7 @@ class SQLiteCollection(CollectionStore):
             if count <= FEW:
                 return plan
             counted.append((plan, count))
-        return choose(counted, sort, wanted)
+        return cheapest(counted, sort, wanted)
 
     def _where(self, index: Index, stretch: Range) -> tuple[str, tuple[bytes, ...]]:
         """Return the table and condition of a range of entries, and what is bound in it."""

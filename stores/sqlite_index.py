@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING, Any
 
 import bson
 from mongomock_ng import filtering
 
-from stores.index_keys import entries_of, values_of
+from stores.index_keys import ARRAY, entry, inverted, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,12 +54,26 @@ class Index:
             )
         return True
 
-    def entries(self, document: Mapping[str, Any]) -> tuple[set[bytes], bool]:
-        """Return a document's entries, and whether an array is among the values."""
+    def entries(
+        self, document: Mapping[str, Any], known: dict[str, list[bytes]] | None = None
+    ) -> tuple[set[bytes], bool]:
+        """Return a document's entries, and whether there is an array among the values.
+
+        There is one entry, or one per array element. ``known`` keeps what the document's fields are encoded to, for
+        its other indexes.
+        """
         if (self.partial is not None or self.sparse) and not self.covers(document):
             return set(), False
-        keys, multikey = entries_of(document, self.fields)
-        return {self.slot + key for key in keys}, multikey
+        known = {} if known is None else known
+        choices: list[list[bytes]] = []
+        multikey = False
+        for field, direction in self.fields:
+            parts = known.get(field)
+            if parts is None:
+                parts = known[field] = [entry(value) for value in values_of(document, field)]
+            multikey = multikey or len(parts) > 1 or parts[0][:1] == ARRAY
+            choices.append([inverted(part) for part in parts] if direction < 0 else parts)
+        return {self.slot + b"".join(parts) for parts in itertools.product(*choices)}, multikey
 
 
 def id_index() -> Index:

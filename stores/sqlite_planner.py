@@ -123,7 +123,7 @@ class Plan:
     exact
         Whether nothing of the filter is left to be checked on the documents.
     bounded
-        How many fields of the index the ranges bound.
+        The fields that the ranges bound.
     sorted_keys
         How many leading keys of the sort the entries' order gives.
     backward
@@ -134,7 +134,7 @@ class Plan:
     ranges: tuple[Range, ...]
     cuts: tuple[int, ...]
     exact: bool
-    bounded: int
+    bounded: frozenset[str]
     sorted_keys: int = 0
     backward: bool = False
 
@@ -156,7 +156,8 @@ def plan_of(index: Index, conditions: Conditions, sort: Sequence[tuple[str, int]
         used += 1
     if index.sparse and not _leaves_out_null(conditions, index, used):
         return None
-    ranges, bounded, exact = _ranges(index, conditions, prefixes, used)
+    ranges, count, exact = _ranges(index, conditions, prefixes, used)
+    bounded = frozenset(field for field, _ in index.fields[:count])
     cuts = [len(prefix) for prefix in prefixes]
     sorted_keys, backward = 0, False
     if sort and not index.multikey:
@@ -168,7 +169,7 @@ def plan_of(index: Index, conditions: Conditions, sort: Sequence[tuple[str, int]
                 sorted_keys, backward, cuts = first, first_backward, [start] * len(prefixes)
     if not bounded and not sorted_keys:
         return None
-    exact = exact and conditions.exact and bounded == len(conditions.fields)
+    exact = exact and conditions.exact and len(bounded) == len(conditions.fields)
     return Plan(index, tuple(ranges), tuple(cuts), exact, bounded, sorted_keys, backward)
 
 
@@ -279,7 +280,16 @@ def sort_pairs(sort: Any) -> list[tuple[str, int]]:
     return [(item, 1) if isinstance(item, str) else (item[0], int(item[1])) for item in items]
 
 
-def choose(plans: Sequence[tuple[Plan, int]], sort: Sequence[tuple[str, int]], wanted: int | None) -> Plan:
+def worth_comparing(plans: Iterable[Plan]) -> list[Plan]:
+    """Leave out the plans than which another bounds the same fields and more, and sorts as well."""
+    kept: list[Plan] = []
+    for plan in sorted(plans, key=lambda plan: (-len(plan.bounded), -plan.sorted_keys)):
+        if not any(plan.bounded <= other.bounded and plan.sorted_keys <= other.sorted_keys for other in kept):
+            kept.append(plan)
+    return kept
+
+
+def cheapest(plans: Sequence[tuple[Plan, int]], sort: Sequence[tuple[str, int]], wanted: int | None) -> Plan:
     """Return the plan that reads the fewest documents.
 
     Parameters
@@ -296,6 +306,6 @@ def choose(plans: Sequence[tuple[Plan, int]], sort: Sequence[tuple[str, int]], w
         reads = float(count)
         if sort and wanted is not None and plan.sorted_keys:
             reads = min(reads, wanted * count / fewest)
-        return reads, -plan.sorted_keys, -plan.bounded
+        return reads, -plan.sorted_keys, -len(plan.bounded)
 
     return min(plans, key=cost)[0]

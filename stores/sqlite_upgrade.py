@@ -39,9 +39,10 @@ def _upgrade_collection(sqlite: sqlite3.Connection, number: int) -> None:
         last = batch[-1][0]
         for seq, blob in batch:
             document = bson.decode(blob)
+            known: dict[str, list[bytes]] = {}
             sqlite.execute(f"UPDATE documents_{number} SET id=? WHERE seq=?", (encode(document["_id"]), seq))
             for index in indexes:
-                keys, multikey = index.entries(document)
+                keys, multikey = index.entries(document, known)
                 index.multikey = index.multikey or multikey
                 sqlite.executemany(f"INSERT INTO entries_{number} (key, seq) VALUES (?, ?)", [(k, seq) for k in keys])
     for index in indexes:
