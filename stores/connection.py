@@ -288,17 +288,30 @@ def _open_mongodb(uri: str, password: str | None, *, read_only: bool) -> Connect
         if parsed["username"]:
             client[name].command("count", "campaigns")  # authentication is tested by the first real command
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise ConnectionError(f"{shown} is no usable MongoDB URI ({first_line(error)}); correct it") from None
+        raise ConnectionError(
+            f"{shown} is no usable MongoDB URI ({_told(error, uri)}); correct it (a password is percent-encoded)"
+        ) from None
     except OperationFailure as error:
         raise ConnectionError(
-            f"{shown} refused the user ({first_line(error)}); check the user, its role and {PASSWORD_VARIABLE}"
+            f"{shown} refused the user ({_told(error, uri)}); check the user, its role and {PASSWORD_VARIABLE}"
         ) from None
     except PyMongoError as error:
         raise ConnectionError(
-            f"{shown} does not answer within {TIMEOUT_MS / 1000:.0f} s ({first_line(error)}); "
+            f"{shown} does not answer within {TIMEOUT_MS / 1000:.0f} s ({_told(error, uri)}); "
             "start the server, correct the URI, or use 'embedded'"
         ) from None
     return Connection(client, name, uri_redacted=shown, kind="mongodb", uri=uri, read_only=read_only)
+
+
+def _told(error: BaseException, uri: str) -> str:
+    """Return what an error says, or only its type where that repeats a part of the password.
+
+    pymongo quotes what it cannot parse, and of a password with an unescaped ``/`` or ``@`` that is the rest.
+    """
+    text = first_line(error)
+    password = uri.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    pieces = [piece for piece in re.split(r"[^\w.-]+", password) if len(piece) > 1]
+    return type(error).__name__ if any(piece in text for piece in pieces) else text
 
 
 def _client_class(*, read_only: bool) -> type[MongoClient[dict[str, Any]]]:
