@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from stores.connection import Connection
 
 SPILL_BYTES = 1_000_000  # documents stay below this; what is larger goes to GridFS in parts
+LARGEST_DOCUMENT = 15_000_000  # MongoDB takes 16 MiB; some is left for what an insert adds
+SHORT = 200  # characters of a text that stays in its document
 
 
 def put(blob: bytes, *, kind: str = "", connection: Connection | None = None) -> ObjectId:
@@ -60,12 +62,14 @@ def spill(
 ) -> dict[str, Any]:
     """Return the document with its largest parts moved to GridFS until it is smaller than ``limit`` bytes of BSON.
 
-    A part that was moved is empty in the document and listed in ``spilled`` by its path, SHA-256 and size.
+    A part that was moved is empty in the document and listed in ``spilled`` by its path, SHA-256 and size; of a mapping
+    the numbers stay, so that queries still find them. A document of which nothing can be moved (its provenance names
+    very many inputs) is left as it is, as long as MongoDB takes it.
 
     Raises
     ------
     ValueError
-        If no part is left to move.
+        If no part is left to move, and the document is larger than MongoDB takes.
     """
     import bson
 
@@ -74,17 +78,28 @@ def spill(
     while size > limit:
         path, blob = _largest(document)
         if len(blob) < limit // 100:
+            if size <= LARGEST_DOCUMENT:
+                break
             raise ValueError(f"a document of {size} bytes cannot be made smaller than {limit}; store fewer fields")
         put(blob, kind="spilled", connection=connection)
         _replace(document, path, _emptied)
         part = {"path": path, "sha256": hashlib.sha256(blob).hexdigest(), "size": len(blob)}
         document["spilled"] = [*document.get("spilled", []), part]
-        size = len(bson.encode(document))
+        if (smaller := len(bson.encode(document))) >= size:
+            _replace(document, path, lambda value: type(value)())
+            smaller = len(bson.encode(document))
+        size = smaller
     return document
 
 
 def unspill(document: Mapping[str, Any], *, connection: Connection | None = None) -> dict[str, Any]:
-    """Return the document with everything back that :func:`spill` moved, the last part first."""
+    """Return the document with everything back that :func:`spill` moved, the last part first.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a part is missing or damaged; see :func:`get`.
+    """
     import bson
 
     document = dict(document)
@@ -106,7 +121,7 @@ def _largest(document: Mapping[str, Any]) -> tuple[list[str], bytes]:
         if len(blob) <= len(best[1]):
             continue
         best = ([key], blob)
-        if isinstance(value, dict):  # take the one large thing out of it, if that is most of it
+        if isinstance(value, dict) and value:  # take the one large thing out of it, if that is most of it
             parts = ((name, bson.encode({"value": item})) for name, item in value.items())
             inner = max(parts, key=lambda part: len(part[1]))
             if len(inner[1]) > len(blob) // 2:
@@ -115,12 +130,16 @@ def _largest(document: Mapping[str, Any]) -> tuple[list[str], bytes]:
 
 
 def _emptied(value: Any) -> Any:
-    return [] if isinstance(value, list) else {} if isinstance(value, dict) else None
+    """Return what stands in a document for a part that was moved: of a mapping, its numbers and short texts."""
+    if isinstance(value, dict):
+        few = {name: item for name, item in value.items() if not isinstance(item, (dict, list, str, bytes))}
+        return few | {name: item for name, item in value.items() if isinstance(item, str) and len(item) <= SHORT}
+    return [] if isinstance(value, list) else None
 
 
 def _replace(document: dict[str, Any], path: list[str], change: Any) -> None:
     """Replace the value at a path; the mappings on the way are copied."""
     for name in path[:-1]:
-        document[name] = dict(document[name])
+        document[name] = dict(document.get(name) or {})  # a projection may have left it out
         document = document[name]
     document[path[-1]] = change(document.get(path[-1]))

@@ -34,6 +34,8 @@ LAUNCHPAD = (
     "fw_gridfs.files",
     "fw_gridfs.chunks",
 )
+BUILDERS = ("build_states",)
+"""What builders keep beside the derived records."""
 FILES = ("artifacts.files", "artifacts.chunks")
 
 READ = ("find", "listIndexes")
@@ -282,7 +284,7 @@ def _authoritative() -> tuple[str, ...]:
 def _derived() -> tuple[str, ...]:
     from stores.documents import DERIVED
 
-    return tuple(document._meta["collection"] for document in DERIVED)
+    return (*(document._meta["collection"] for document in DERIVED), *BUILDERS)
 
 
 def _operational() -> tuple[str, ...]:
