@@ -6,8 +6,9 @@
 
 The candidates are synthetic: summaries with the fields and the size that the builder writes, from a seed, with the
 funnel of a campaign. ``server`` is the MongoDB that the variable names, else the wire server of the tests
-(mongo-java-server), whose indexes serve neither ranges nor order: its figures are those of reading the collection. Every question is asked in a warm process, then whole processes are
-timed. Seconds are the best of several on the clock, with the processor seconds of this process beside them.
+(mongo-java-server), whose indexes serve neither ranges nor order: its figures are those of reading the collection.
+Every question is asked in a warm process, then whole processes are timed. Seconds are the best of several on the
+clock, with the processor seconds of this process beside them.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ ALWAYS = frozenset({"candidate_id", "campaign", "round", "structure_id", "stage"
 SAMPLE = 300
 """Documents that are looked at for the names of nested fields."""
 BATCH = 500
+FEW_FRONTS = 5
 
 
 def candidates(
@@ -173,7 +174,7 @@ def page(
     """
     keys = total_order(keys)
     token = _token(after, keys) if after else None
-    if not _order_of_the_store(keys):
+    if not _order_of_the_store(keys) or _is_rare(wanted):
         return _ordered_here(wanted, keys, limit=limit, skip=skip, token=token)
     found: list[dict[str, Any]] = []
     left = skip
@@ -254,19 +255,35 @@ def pareto_page(
     fronts
         Only so many of them; those without all the values are then left out.
     """
-    from inv_design.metrics.pareto import pareto_ranks
-
     found = _sorted(_projected(wanted, [*(field for field, _ in keys), *(field for field, _ in criteria)]), keys)
     points = []
     for document in found:
         values = [number_at(document, field) for field, _ in criteria]
         points.append([math.nan if v is None else bad(v) for v, (_, bad) in zip(values, criteria, strict=True)])
-    ranks = {d["candidate_id"]: r if r >= 0 else None for d, r in zip(found, pareto_ranks(points), strict=True)}
+    ranks = dict(zip((d["candidate_id"] for d in found), _ranks(points, fronts), strict=True))
     order = sorted(ranks, key=lambda identity: math.inf if (rank := ranks[identity]) is None else rank)
     if fronts:
         order = [i for i in order if (rank := ranks[i]) is not None and rank < fronts]
     chosen = by_ids(order[skip : skip + limit if limit else None])
     return [{**document, "pareto_rank": ranks[document["candidate_id"]]} for document in chosen], len(order)
+
+
+def _ranks(points: list[list[float]], fronts: int | None) -> list[int | None]:
+    """Return each point's front, ``None`` where a value is missing; only the first fronts cost little to find."""
+    import numpy as np
+
+    from inv_design.metrics.pareto import pareto_front, pareto_ranks
+
+    if fronts is None or fronts > FEW_FRONTS:
+        return [rank if rank >= 0 else None for rank in pareto_ranks(points)]
+    ranks: list[int | None] = [None] * len(points)
+    left, values = np.arange(len(points)), np.asarray(points, float)
+    for rank in range(fronts):
+        front = left[pareto_front(values[left])]
+        for i in front:
+            ranks[i] = rank
+        left = np.setdiff1d(left, front, assume_unique=True)
+    return ranks
 
 
 def by_ids(ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -295,7 +312,8 @@ def explained(wanted: Filter, keys: Keys, *, limit: int = 50) -> list[tuple[str 
     from pymongo.errors import PyMongoError
 
     keys = total_order(keys)
-    asked = parts(wanted, keys) if _order_of_the_store(keys) else [(wanted, [])]
+    here = not _order_of_the_store(keys) or _is_rare(wanted)
+    asked = [(wanted, [])] if here else parts(wanted, keys)
     found: list[tuple[str | None, bool]] = []
     try:
         for part, part_keys in asked:
@@ -328,6 +346,15 @@ def _stages(plan: Any) -> Iterator[dict[str, Any]]:
 def _order_of_the_store(keys: Keys) -> bool:
     """Return whether a store's own order is ours: it puts nothing before everything, so in later keys it must not."""
     return all(field in ALWAYS or direction < 0 for field, direction in keys[1:])
+
+
+def _is_rare(wanted: Filter) -> bool:
+    """Return whether a filter leaves so few that they are best found first: read in order, most would be passed over.
+
+    That is so for several elements at once, of which an index knows each but not the combination.
+    """
+    elements = wanted.get("elements")
+    return isinstance(elements, dict) and len(elements.get("$all", ())) > 1
 
 
 def _ordered_here(

@@ -54,10 +54,10 @@ def lineage(
     Returns
     -------
     dict
-        A node ``{"id", "type", "label", "created_at", "relation", "children": [nodes]}``; ``relation`` says what it is
-        to its parent. A document that the tree has shown already is ``{"id", "type", "seen": True, ...}`` without
-        children, members that are only counted are ``"counted": {name: number}``, ids that lead nowhere are
-        ``"missing": True``.
+        A node ``{"id", "type", "label", "created_at", "round", "relation", "children": [nodes]}``; ``relation`` says
+        what it is to its parent, ``round`` is only there where the record has one. A document that the tree has shown
+        already is ``{"id", "type", "seen": True, ...}`` without children, members that are only counted are
+        ``"counted": {name: number}``, ids that lead nowhere are ``"missing": True``.
 
     Raises
     ------
@@ -101,6 +101,8 @@ class _Walk:
         if document is None:
             return {**node, "missing": True, "children": []}
         node |= {"label": _label(_type(id), document), "created_at": document["provenance"].get("created_at")}
+        if document.get("round") is not None:
+            node["round"] = document["round"]
         if id in self.shown:
             return {**node, "seen": True, "children": []}
         self.shown.add(id)

@@ -42,6 +42,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "the nearest to the target": {"sort": "target_error"},
     "near to the target": {"where": "target_error<0.05", "sort": "target_error"},
     "a chemical system": {"where": "chemsys=Re-W"},
+    "a formula": {"where": "formula=ReW", "sort": "-K"},
     "elements": {"elements": "Re,W", "sort": "-K"},
     "at least one of some elements": {"any_of": "Re,Os", "sort": "-K"},
     "a protocol of the predictor": {"protocol": "predictor=p-0"},
@@ -52,8 +53,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 }
 """Questions about candidates that an index serves: what they are -> the arguments of :func:`candidates`.
 
-The index finds the candidates of a filter, and gives their order too, except for elements, structures and candidates:
-those are few, and sorted once found. A further condition on any field is checked on what the index finds.
+The index finds the candidates of a filter, and gives their order too, except for elements, a formula, a structure and a
+candidate: those are few, and sorted once found. A further condition on any field is checked on what the index finds.
 """
 
 BATCH = 1000

@@ -65,6 +65,7 @@ class CandidateSummary(Derived):
             ("campaign", "stage", "round", "candidate_id"),
             ("campaign", "status", "round", "candidate_id"),
             ("campaign", "chemsys", "round", "candidate_id"),
+            ("campaign", "formula"),
             ("campaign", "elements"),
             ("campaign", "stages.predictor.protocol_id", "round", "candidate_id"),
             ("campaign", "stages.mlip.protocol_id", "round", "candidate_id"),

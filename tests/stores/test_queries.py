@@ -31,7 +31,7 @@ def test_every_named_query_has_its_index(connection):
         assert any(index[: len(fields)] == fields for index in made[collection]), f"{name} has no index in {collection}"
 
 
-SORTED_ONCE_FOUND = {"elements", "at least one of some elements", "a structure", "a candidate"}
+SORTED_ONCE_FOUND = {"elements", "a formula", "at least one of some elements", "a structure", "a candidate"}
 
 
 def question(name):
@@ -72,6 +72,7 @@ def asked_store(connection):
             "stage": ("predictor", "mlip", "dft")[i % 7 % 3], "status": ("passed", "waiting")[i % 2],
             "bulk_modulus_vrh": 200.0 + i if i % 9 else None, "target_error": abs(150.0 - i) / 350,
             "elements": [("Re", "Os", "Al", "Ta")[i % 4], "W"], "chemsys": "Re-W" if i % 4 == 0 else "Al-W",
+            "formula": ("ReW", "OsW", "AlW", "TaW")[i % 4],
             "stages": {stage: {"protocol_id": f"p-{i % 5}"} for stage in ("predictor", "mlip", "dft")},
         }
         for i in range(1200)
