@@ -184,8 +184,8 @@ def test_eight_processes_do_everything_once(wire_connection: Connection, tmp_pat
     waited = max((at for n, lines in noted.items() for key, at in lines if key in again), default=killed_at) - killed_at
     print(
         f"\n{CANDIDATES} candidates, {WORKERS} processes, 2 killed: {wall:.1f} s, {CANDIDATES / wall:.1f} candidates/s,"
-        f" {len(times)} computations {counts}, {len(again)} done again (the last {waited:.1f} s after the kill, lease "
-        f"{LEASE:g} s), workers' last builds {'were' if before == derived(wire_connection) else 'were not'} the final one"
+        f" {len(times)} computations {counts}, {len(again)} done again (the last {waited:.1f} s after the kill, lease"
+        f" {LEASE:g} s), the workers' last builds were{'' if before == derived(wire_connection) else ' not'} final"
     )
 
 
