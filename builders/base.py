@@ -45,6 +45,9 @@ class Counts:
     written: int = 0
     failed: int = 0
 
+    def __str__(self) -> str:
+        return f"read {self.read}, processed {self.processed}, wrote {self.written}, failed {self.failed}"
+
 
 class CampaignBuilder(Builder):
     """A builder that owns one derived collection of a campaign's database.
@@ -168,12 +171,13 @@ class CampaignBuilder(Builder):
             upsert(self.states, list(self._states.values()), "_id")
         self._states = {}
         super().finalize()
-        done = self.counts
-        self.logger.info(
-            "read %d, processed %d, wrote %d, failed %d", done.read, done.processed, done.written, done.failed
-        )
+        self.say()
         if error is not None:
             raise error
+
+    def say(self) -> None:
+        """Log what was done."""
+        self.logger.info("%s", self.counts)
 
     # -- what is up to date ----------------------------------------------------------------------------------------
 

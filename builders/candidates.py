@@ -323,10 +323,10 @@ PREDICTION = ("property", "protocol_id")
 """What makes a prediction of a structure unique."""
 
 
-def damage(candidate: Mapping[str, Any]) -> str | None:
-    """Return what a candidate lacks to be looked at, ``None`` if nothing."""
-    for name, kind in NEEDED.items():
-        value = candidate.get(name)
+def damage(candidate: Mapping[str, Any], fields: Iterable[str] = NEEDED) -> str | None:
+    """Return which of the fields a candidate lacks, ``None`` if none."""
+    for name in fields:
+        value, kind = candidate.get(name), NEEDED[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"the candidate's {name} is {value!r}, not {'a whole number' if kind is int else 'a text'}"
     return None

@@ -7,9 +7,9 @@ from collections import defaultdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from builders.base import CampaignBuilder, newest
+from builders.base import CampaignBuilder, newest, one_line
 from builders.candidate_summary import PROPERTY
-from builders.candidates import LABEL_KINDS, LABEL_METHODS
+from builders.candidates import LABEL_KINDS, LABEL_METHODS, damage
 from builders.training_members import training_set_ids
 from inv_design.datasets.training_set import split_of
 from inv_design.screening.quality import distrusted
@@ -73,22 +73,18 @@ class TrainingSetBuilder(CampaignBuilder):
             candidates = list(
                 self.read["candidates"].query({"campaign": name}, properties=["candidate_id", "structure_id", "round"])
             )
-            last = max((c["round"] for c in candidates), default=-1)
+            sound = [c for c in candidates if damage(c, ("structure_id", "round")) is None]
+            last = max((c["round"] for c in sound), default=-1)
             number = last + 1 if self.round is None else self.round
-            earlier = [c for c in candidates if c["round"] < number]
-            references = self._references(name, config)
-            labels = self._labels([c["structure_id"] for c in earlier])
+            earlier = [c for c in sound if c["round"] < number]
+            references = self._sound(self._references(name, config))
+            labels = self._sound(self._labels([c["structure_id"] for c in earlier]))
+            self.counts.read += len(references) + len(labels)
             ids = [r["structure_id"] for r in references]
             ids += [r.get("output_structure_id") or r["structure_id"] for r in labels]
-            structures = {
-                s["structure_id"]: s
-                for s in self.fetch(
-                    "structures",
-                    "structure_id",
-                    ids,
-                    properties={"structure_id": 1, "chemsys": 1, "elements": 1, "nsites": 1},
-                )
-            }
+            told = ("chemsys", "elements", "nsites")
+            found = self.fetch("structures", "structure_id", ids, properties=dict.fromkeys(("structure_id", *told), 1))
+            structures = {s["structure_id"]: s for s in found if all(s.get(name) for name in told)}
             sets = training_set_ids(self.read["training_sets"], self.read["models"], name)
             parents = [i for k, group in sets.items() if k < number for i in group]
             yield {
@@ -103,31 +99,48 @@ class TrainingSetBuilder(CampaignBuilder):
             }
 
     def process_item(self, item: Document) -> Document:
-        """Return the members of a training set and what is excluded."""
+        """Return the members of a training set and what is excluded, or why there is none."""
         from inv_design.config import DataConfig
 
-        members, excluded = select_members(
-            item["references"],
-            item["labels"],
-            item["structures"],
-            data=DataConfig.model_validate(item["data"]),
-            units=item["units"],
-        )
-        return {**item, "members": members, "excluded": excluded}
+        try:
+            members, excluded = select_members(
+                item["references"],
+                item["labels"],
+                item["structures"],
+                data=DataConfig.model_validate(item["data"]),
+                units=item["units"],
+            )
+        except Exception as error:  # the other campaigns still get theirs
+            return {**item, "error": one_line(error)}
+        if not members:
+            source = item["data"]["source"]
+            return {
+                **item,
+                "error": f"campaign {item['campaign']!r} has no label to learn from: none of {len(item['references'])} "
+                f"reference labels passes the data filter; ingest {source} or widen data.elements and label_range",
+            }
+        return {**item, "error": None, "members": members, "excluded": excluded}
 
     def write(self, items: list[Document]) -> int:
-        """Insert what is new and remember the ids."""
+        """Insert what is new and remember the ids; a campaign without a training set has its error in the state.
+
+        Raises
+        ------
+        ValueError
+            If the campaign that was asked for gets none.
+        """
         from stores.provenance import provenance
         from stores.records import insert_training_set
 
         new = 0
         for item in items:
-            if not item["members"]:
-                source = item["data"]["source"]
-                raise ValueError(
-                    f"campaign {item['campaign']!r} has no label to learn from: none of {len(item['references'])} "
-                    f"reference labels passes the data filter; ingest {source} or widen data.elements and label_range"
-                )
+            if item["error"]:
+                if self.campaign is not None:
+                    raise ValueError(item["error"])
+                self.counts.failed += 1
+                self.logger.error("%s", item["error"])
+                self.remember(item["campaign"], "", "", error=item["error"])
+                continue
             inputs = [label["calculation_id"] for m in item["members"] for label in m["labels"].values()]
             labelled = {c["calculation_id"] for c in item["labels"]}
             identity, inserted = insert_training_set(
@@ -140,8 +153,20 @@ class TrainingSetBuilder(CampaignBuilder):
                 connection=self._connection,
             )
             self.inserted.append(identity)
+            self.remember(item["campaign"], identity, identity)
             new += inserted
         return new
+
+    def _sound(self, records: Iterable[Document]) -> list[Document]:
+        """Return the calculations that can be looked at; the others are named in the log."""
+        kept = []
+        for record in records:
+            texts = all(isinstance(record.get(k), str) for k in ("calculation_id", "structure_id", "method"))
+            if texts and isinstance(record.get("results", {}), dict):
+                kept.append(record)
+            else:
+                self.logger.error("calculation %s is damaged; it is left out", record.get("calculation_id"))
+        return kept
 
     def _references(self, name: str, config: CampaignConfig) -> list[Document]:
         """Return the reference calculations: all of the database, except the data of other campaigns alone."""
