@@ -30,9 +30,14 @@ COLUMNS = {
 }
 """Kind of record -> (title of its column, colour), in the order in which one is made from the other."""
 
+KINDS = list(COLUMNS)
+
+Place = tuple[int, int, str]
+"""Generation, lap, kind."""
+
 MOST = 4
 """Records of one kind and generation that are drawn; the others are counted."""
-WIDTH, HEIGHT, GAP, COLUMN, MARGIN = 2.05, 0.36, 0.1, 2.65, 0.32  # inches
+WIDTH, HEIGHT, GAP, COLUMN, MARGIN = 2.05, 0.36, 0.1, 2.6, 0.5  # inches
 LETTERS = 41
 
 
@@ -79,8 +84,12 @@ def lineage_graph(tree: Mapping[str, Any], *, direction: Literal["up", "down"]) 
     return graph
 
 
-def generations(graph: Graph) -> dict[str, int]:
-    """Return id -> its generation: the most training sets that lead to it one after the other, from 0."""
+def places(graph: Graph) -> dict[str, Place]:
+    """Return id -> (generation, lap, kind), which is a row and a column of the picture.
+
+    The generation is the most training sets that lead to a record one after the other, from 0. A lap begins where an
+    earlier kind is made from a later one in the same generation: a relaxed structure from the relaxation of another.
+    """
     before: dict[str, set[str]] = {identity: set() for identity in graph.nodes}
     for older, newer in graph.edges:
         before[newer].add(older)
@@ -91,44 +100,59 @@ def generations(graph: Graph) -> dict[str, int]:
         except CycleError as error:  # a structure that was generated again by what it had taught
             older, newer = error.args[1][:2]
             before[newer].discard(older)
+    kinds = {identity: KINDS.index(graph.nodes[identity]["type"]) for identity in order}
     found: dict[str, int] = {}
     for identity in order:
         earlier = max((found[older] for older in before[identity]), default=-1)
-        found[identity] = max(earlier, 0) + (graph.nodes[identity]["type"] == "training_set" and earlier >= 0)
-    pull_down(graph, before, order, found)
-    return found
+        found[identity] = max(earlier, 0) + (kinds[identity] == 0 and earlier >= 0)
+    stay_near(before, order, kinds, found)
+    laps: dict[str, int] = {}
+    for identity in order:
+        beside = [older for older in before[identity] if found[older] == found[identity]]
+        laps[identity] = max((laps[o] + (kinds[o] >= kinds[identity]) for o in beside), default=0)
+    return {identity: (found[identity], laps[identity], graph.nodes[identity]["type"]) for identity in order}
 
 
-def pull_down(graph: Graph, before: Mapping[str, set[str]], order: list[str], found: dict[str, int]) -> None:
+def stay_near(
+    before: Mapping[str, set[str]], order: list[str], kinds: Mapping[str, int], found: dict[str, int]
+) -> None:
     """Put what was made from nothing that is known, such as a crystal from a file, beside what was made from it."""
     after: dict[str, set[str]] = defaultdict(set)
     for newer, olders in before.items():
         for older in olders:
             after[older].add(newer)
     for identity in reversed(order):
-        if graph.nodes[identity]["type"] != "training_set" and after[identity] and not before[identity]:
-            found[identity] = min(found[n] - (graph.nodes[n]["type"] == "training_set") for n in after[identity])
-            found[identity] = max(found[identity], 0)
+        if kinds[identity] and after[identity] and not before[identity]:
+            found[identity] = max(min(found[n] - (kinds[n] == 0) for n in after[identity]), 0)
 
 
-def cells(graph: Graph) -> dict[tuple[int, str], Cell]:
-    """Return (generation, kind) -> its records: the root, then those that belong to what is drawn already."""
-    where = generations(graph)
+def cells(graph: Graph) -> dict[Place, Cell]:
+    """Return place -> its records: the root, then those that belong to what is drawn already."""
     neighbours: dict[str, set[str]] = defaultdict(set)
     for older, newer in graph.edges:
         neighbours[older].add(newer)
         neighbours[newer].add(older)
-    members: dict[tuple[int, str], list[str]] = defaultdict(list)
-    for identity, node in graph.nodes.items():
-        members[where[identity], node["type"]].append(identity)
+    members: dict[Place, list[str]] = defaultdict(list)
+    for identity, place in places(graph).items():
+        members[place].append(identity)
+    known = {identity: i for i, identity in enumerate(graph.nodes)}
     shown = {graph.root}
-    made: dict[tuple[int, str], Cell] = {}
-    for key in sorted(members, key=lambda k: (k[0], list(COLUMNS).index(k[1]))):
-        ranked = sorted(members[key], key=lambda i: (i != graph.root, -len(neighbours[i] & shown), -len(neighbours[i])))
+    made: dict[Place, Cell] = {}
+    for place in sorted(members, key=lambda p: (p[0], column_key(p))):
+        ranked = sorted(
+            members[place],
+            key=lambda i: (i != graph.root, -len(neighbours[i] & shown), -len(neighbours[i]), known[i]),
+        )
         most = MOST if len(ranked) > MOST + 1 else MOST + 1  # "1 more" takes as much room as the one itself
-        made[key] = Cell(ranked[:most], ranked[most:])
+        made[place] = Cell(ranked[:most], ranked[most:])
         shown |= set(ranked[:most])
     return made
+
+
+def column_key(place: Place) -> tuple[int, int]:
+    """Return what the columns are ordered by."""
+    _, lap, kind = place
+    return lap, KINDS.index(kind)
 
 
 def write_lineage(tree: Mapping[str, Any], path: Path, *, direction: Literal["up", "down"]) -> Counter[str]:
@@ -176,7 +200,7 @@ def dot(graph: Graph) -> str:
 def page(graph: Graph) -> str:
     """Return a self-contained page with the picture and a table of all records."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", drawing(graph, "svg").decode(), flags=re.DOTALL)
-    where = generations(graph)
+    where = {identity: place[0] for identity, place in places(graph).items()}
     rows = "".join(
         f"<tr><td>{where[i]}</td><td>{html.escape(str(node['type']).replace('_', ' '))}</td>"
         f"<td><code>{html.escape(i)}</code></td><td>{html.escape(str(node.get('label', '')))}</td></tr>"
@@ -201,23 +225,23 @@ def drawing(graph: Graph, form: str) -> bytes:
     from matplotlib.figure import Figure
 
     made = cells(graph)
-    columns = [kind for kind in COLUMNS if any(kind == k for _, k in made)]
+    columns = sorted({column_key(place) for place in made})
     boxes, bands, width, height = layout(made, columns)
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
-        for number, kind in enumerate(columns):
+        for number, (_, kind) in enumerate(columns):
             x = MARGIN + number * COLUMN
-            axes.text(x, MARGIN * 0.9, COLUMNS[kind][0], weight="bold", va="center")
+            axes.text(x, MARGIN * 0.55, COLUMNS[KINDS[kind]][0], weight="bold", va="center")
         for generation, (top, bottom) in bands.items():
             axes.axhline(top, color=GRID, lw=0.8)
             axes.text(
                 MARGIN * 0.4, (top + bottom) / 2, row_title(graph, made, generation), color=MUTED, size=7, rotation=90,
                 ha="center", va="center",
             )  # fmt: skip
-        draw_edges(axes, graph, boxes)
+        draw_edges(axes, graph, boxes, bands)
         for identity, (x, y) in boxes.items():
             draw_box(axes, graph, made, identity, (x, y))
         buffer = io.BytesIO()
@@ -227,52 +251,49 @@ def drawing(graph: Graph, form: str) -> bytes:
 
 
 def layout(
-    made: Mapping[tuple[int, str], Cell], columns: list[str]
+    made: Mapping[Place, Cell], columns: list[tuple[int, int]]
 ) -> tuple[dict[str, tuple[float, float]], dict[int, tuple[float, float]], float, float]:
     """Return (id -> left upper corner of its box, generation -> its band, width, height), in inches from above."""
     boxes: dict[str, tuple[float, float]] = {}
     bands: dict[int, tuple[float, float]] = {}
-    top = 1.7 * MARGIN
-    for generation in sorted({g for g, _ in made}):
-        sizes = {kind: len(made[generation, kind].shown) for kind in columns if (generation, kind) in made}
-        most = max(n + bool(made[generation, kind].hidden) for kind, n in sizes.items())
+    top = MARGIN
+    for generation in sorted({place[0] for place in made}):
+        here = {place: cell for place, cell in made.items() if place[0] == generation}
+        most = max(len(cell.shown) + bool(cell.hidden) for cell in here.values())
         depth = most * (HEIGHT + GAP) + 2.5 * GAP
-        for kind, n in sizes.items():
-            cell = made[generation, kind]
-            names = [*cell.shown, *([more_name(generation, kind)] if cell.hidden else [])]
-            x = MARGIN + columns.index(kind) * COLUMN
-            start = top + 1.5 * GAP + (most - n - bool(cell.hidden)) * (HEIGHT + GAP) / 2
+        for place, cell in here.items():
+            names = [*cell.shown, *([more_name(place)] if cell.hidden else [])]
+            x = MARGIN + columns.index(column_key(place)) * COLUMN
+            start = top + 1.5 * GAP + (most - len(names)) * (HEIGHT + GAP) / 2
             for i, name in enumerate(names):
                 boxes[name] = (x, start + i * (HEIGHT + GAP))
         bands[generation] = (top, top + depth)
         top += depth
-    return boxes, bands, MARGIN + (len(columns) - 1) * COLUMN + WIDTH + MARGIN, top + MARGIN / 2
+    return boxes, bands, MARGIN + (len(columns) - 1) * COLUMN + WIDTH + MARGIN / 2, top + GAP
 
 
-def more_name(generation: int, kind: str) -> str:
+def more_name(place: Place) -> str:
     """Return the name of the box that counts what is not drawn."""
-    return f"+{generation}+{kind}"
+    generation, lap, kind = place
+    return f"+{generation}+{lap}+{kind}"
 
 
-def row_title(graph: Graph, made: Mapping[tuple[int, str], Cell], generation: int) -> str:
+def row_title(graph: Graph, made: Mapping[Place, Cell], generation: int) -> str:
     """Return ``round N`` if the records of a generation agree on it, else its number."""
-    kinds = ("candidate", "model", "training_set")
-    ids = [i for kind in kinds if (cell := made.get((generation, kind))) for i in (*cell.shown, *cell.hidden)]
+    ids = [i for place, cell in made.items() if place[0] == generation for i in (*cell.shown, *cell.hidden)]
     rounds = {graph.nodes[i].get("round") for i in ids} - {None}
     return f"round {rounds.pop()}" if len(rounds) == 1 else f"generation {generation}"
 
 
-def draw_box(
-    axes: Axes, graph: Graph, made: Mapping[tuple[int, str], Cell], identity: str, corner: tuple[float, float]
-) -> None:
+def draw_box(axes: Axes, graph: Graph, made: Mapping[Place, Cell], identity: str, corner: tuple[float, float]) -> None:
     """Draw one record, or the count of those that are not drawn."""
     from matplotlib.patches import FancyBboxPatch
 
     x, y = corner
     style = "round,pad=0,rounding_size=0.06"
     if identity.startswith("+"):
-        _, generation, kind = identity.split("+")
-        n = len(made[int(generation), kind].hidden)
+        _, generation, lap, kind = identity.split("+")
+        n = len(made[int(generation), int(lap), kind].hidden)
         axes.add_patch(FancyBboxPatch((x, y), WIDTH, HEIGHT, boxstyle=style, fc="white", ec=MUTED, ls=":", lw=0.8))
         title = COLUMNS[kind][0].lower()
         axes.text(x + 0.08, y + HEIGHT / 2, f"{n} more {title}", va="center", size=7, color=MUTED, style="italic")
@@ -293,35 +314,51 @@ def texts(identity: str, node: Mapping[str, Any]) -> Iterator[tuple[str, float, 
     yield identity if len(identity) <= 24 else f"{identity[:23]}…", 6.5, "bold"
     label = "not in this database" if node.get("missing") else str(node.get("label", ""))
     if node["type"] == "training_set":
-        label = label.replace(" members; labels: ", ": ")
+        label = label.replace("; labels: ", ": ")
     if node["type"] == "structure":
         label = label.split(", ", maxsplit=1)[0] if "generated" in label or "relaxed" in label else label
     yield label if len(label) <= LETTERS else f"{label[: LETTERS - 1]}…", 6, "normal"
 
 
-def draw_edges(axes: Axes, graph: Graph, boxes: Mapping[str, tuple[float, float]]) -> None:
+def draw_edges(
+    axes: Axes,
+    graph: Graph,
+    boxes: Mapping[str, tuple[float, float]],
+    bands: Mapping[int, tuple[float, float]],
+) -> None:
     """Draw what was made from what; edges of what is not drawn lead to the box that counts it."""
     from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
 
-    where = generations(graph)
-    named = {i: i if i in boxes else more_name(where[i], graph.nodes[i]["type"]) for i in graph.nodes}
-    drawn = Counter((named[older], named[newer]) for older, newer in graph.edges)
-    for (older, newer), _ in drawn.items():
-        if older == newer:
-            continue
+    where = places(graph)
+    named = {i: i if i in boxes else more_name(where[i]) for i in graph.nodes}
+    rows = {named[i]: place[0] for i, place in where.items()}
+    drawn = {(named[older], named[newer]) for older, newer in graph.edges if not told_before(graph, older, newer)}
+    for older, newer in sorted(drawn):
         (x0, y0), (x1, y1) = boxes[older], boxes[newer]
-        if x1 > x0:  # to the right
-            start, end, style = (x0 + WIDTH, y0 + HEIGHT / 2), (x1, y1 + HEIGHT / 2), "arc3,rad=0"
-        elif x1 < x0 and y1 > y0 + 2 * HEIGHT:  # into the next generation
-            start, end, style = (x0 + WIDTH / 4, y0 + HEIGHT), (x1 + WIDTH * 0.75, y1), "arc3,rad=0"
-        elif x1 < x0:  # back to a column on the left
-            start, end, style = (x0, y0 + HEIGHT * 0.75), (x1 + WIDTH, y1 + HEIGHT * 0.75), "arc3,rad=0"
-        else:  # within a column
-            start, end, style = (x0, y0 + HEIGHT / 2), (x1, y1 + HEIGHT / 2), "arc3,rad=0.25"
         counted = older.startswith("+") or newer.startswith("+")
-        axes.add_patch(
-            FancyArrowPatch(
-                start, end, connectionstyle=style, arrowstyle="-|>", mutation_scale=6, shrinkA=0, shrinkB=0,
-                color=MUTED, alpha=0.35 if counted else 0.75, lw=0.7, ls=":" if counted else "-",
-            )
-        )  # fmt: skip
+        look: dict[str, Any] = {
+            "arrowstyle": "-|>", "mutation_scale": 6, "shrinkA": 0, "shrinkB": 0, "color": MUTED, "lw": 0.7,
+            "alpha": 0.45 if counted else 0.75, "ls": ":" if counted else "-", "zorder": 0.5,
+        }  # fmt: skip
+        if x1 < x0 and rows[newer] > rows[older]:  # into a later generation: along the line between the rows
+            turn, line = x0 + WIDTH + GAP, bands[rows[newer]][0]
+            way = [(x0 + WIDTH, y0 + HEIGHT / 2), (turn, y0 + HEIGHT / 2), (turn, line), (x1 + WIDTH / 2, line)]
+            look |= {"color": INK, "joinstyle": "round"}
+            axes.add_patch(FancyArrowPatch(path=Path([*way, (x1 + WIDTH / 2, y1)]), **look))
+            continue
+        if x1 > x0:
+            start, end, bend = (x0 + WIDTH, y0 + HEIGHT / 2), (x1, y1 + HEIGHT / 2), 0.0
+        elif x1 < x0:
+            start, end, bend = (x0, y0 + HEIGHT * 0.75), (x1 + WIDTH, y1 + HEIGHT * 0.75), 0.0
+        else:  # within a column
+            start, end, bend = (x0, y0 + HEIGHT / 2), (x1, y1 + HEIGHT / 2), 0.25
+        axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", **look))
+
+
+def told_before(graph: Graph, older: str, newer: str) -> bool:
+    """Return whether a training set has a label from the one that it was grown from: that one has the arrow."""
+    if graph.nodes[newer]["type"] != "training_set" or graph.nodes[older]["type"] == "training_set":
+        return False
+    parents = (o for o, n in graph.edges if n == newer and graph.nodes[o]["type"] == "training_set")
+    return any((older, parent) in graph.edges for parent in parents)
