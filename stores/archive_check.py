@@ -190,7 +190,7 @@ class ArchiveCheck:
     def _advance(self, text: str, count: int = 1) -> None:
         self._done += count
         if self._progress is not None:
-            self._progress(self._done, self._total, text)
+            self._progress(self._done, self._total, f"check {text}")
 
 
 def comparable_config(campaign: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,9 +235,14 @@ def hashed_model_id(record: Mapping[str, Any]) -> str:
 def _check_structure(record: Mapping[str, Any]) -> None:
     from inv_design.structures.files import structure_from_dict
     from inv_design.structures.identity import structure_id
+    from stores.provenance import versions
 
     structure = structure_from_dict(record["structure"])
-    _same(record, "structure_id", structure_id(structure))
+    identity = structure_id(structure)
+    if identity != record["structure_id"]:
+        there, here = (record["provenance"].get("versions") or {}).get("spglib"), versions().get("spglib")
+        other = f" (by spglib {here}; it was made by {there}: install that version)" if there not in (here, None) else ""
+        raise ValueError(f"structure_id is {record['structure_id']!r}, its content has {identity!r}{other}")
     _same(record, "formula", structure.composition.reduced_formula)
     _same(record, "nsites", len(structure))
     _same(record, "elements", sorted({element.symbol for element in structure.composition.elements}))

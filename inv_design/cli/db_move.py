@@ -10,6 +10,9 @@ import click
 from inv_design.cli import render
 from inv_design.cli.options import Settings, database_options, json_option
 
+SECRET = re.compile(r"(?i)password|secret|token|properties|key")
+"""Names of URI options that stay out of files."""
+
 
 @click.command()
 @click.option("--to", "target", metavar="URI", required=True, help="Where to: mongodb://HOST/NAME, a new database.")
@@ -41,9 +44,10 @@ def move(settings: Settings, *, target: str) -> None:
 
 
 def database_line(target: str) -> str:
-    """Return the line for campaign.yaml: the URI without a password, and without options, which may hold secrets."""
-    uri = re.sub(r"(://[^/:@]*):.*@", r"\1@", target, flags=re.DOTALL).split("?", 1)[0]
-    return f"database: {uri}"
+    """Return the line for campaign.yaml: the URI without a password, and without the options that may hold secrets."""
+    uri, _, options = re.sub(r"(://[^/:@]*):.*@", r"\1@", target, flags=re.DOTALL).partition("?")
+    kept = [option for option in options.split("&") if option and not SECRET.search(option.partition("=")[0])]
+    return f"database: {uri}{'?' if kept else ''}{'&'.join(kept)}"
 
 
 def _show(report: dict[str, Any]) -> None:

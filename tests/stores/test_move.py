@@ -233,7 +233,12 @@ def test_a_killed_move_is_completed_by_the_next(
     ("given", "line"),
     [
         ("mongodb://host/db", "database: mongodb://host/db"),
-        ("mongodb://me:se:c@ret@host:27017/db?authSource=admin", "database: mongodb://me@host:27017/db"),
+        (
+            "mongodb://me:se:c@ret@host:27017/db?authSource=admin",
+            "database: mongodb://me@host:27017/db?authSource=admin",
+        ),
+        ("mongodb://h/db?tls=true&tlsCertificateKeyFilePassword=x&w=1", "database: mongodb://h/db?tls=true&w=1"),
+        ("mongodb://h/db?authMechanismProperties=AWS_SESSION_TOKEN:x", "database: mongodb://h/db"),
         ("mongodb+srv://me@host/db", "database: mongodb+srv://me@host/db"),
         ("embedded:other.sqlite", "database: embedded:other.sqlite"),
     ],
