@@ -56,6 +56,7 @@ RECORDS = [
     for crystal in (
         b2("Re", "W", 3.1), b2("Re", "W", 3.15), b2("Re", "W", 3.2), b2("Ir", "Re", 3.1), b2("Ir", "Re", 3.3),
         Structure(Lattice.tetragonal(2.6, 6.5), ["Re", "W"], [[0, 0, 0], [0.5, 0.5, 0.3]]),
+        b2("Ir", "Re", 3.2),  # of a training set alone
     )
 ]  # fmt: skip
 IDS = [record["structure_id"] for record in RECORDS]
@@ -137,7 +138,7 @@ def lost(collection: str, campaign: str) -> Fact:
     return remove
 
 
-FACTS: list[Fact] = [
+SOUND: list[Fact] = [
     *(crystal(i) for i in range(len(RECORDS))),
     *(candidate(c, n, s, i % 3, i) for c in CAMPAIGNS for i, (n, s) in enumerate([(0, 2), (0, 1), (1, 1), (0, 2)])),
     candidate("one", 0, 3, 0, 4),
@@ -153,18 +154,20 @@ FACTS: list[Fact] = [
     calculation(0, "elastic", "gpaw", 347.0),
     calculation(3, "eos", "surrogate", None),
     training_set(1, 0),
-    training_set(4, 1),
+    training_set(6, 1),
     model("one", 0, 1),
-    model("two", 1, 4),
-    raw("candidates", {"candidate_id": "c-bad", "campaign": "one", "structure_id": IDS[0], "round": 0, "seed": 1}),
-    raw("candidates", {"candidate_id": "c-worse", "campaign": "two", "structure_id": None, "round": "first"}),
-    raw("predictions", {"structure_id": IDS[5], "property": "bulk_modulus_vrh"}),
-    raw("calculations", {"calculation_id": "k-bad", "structure_id": IDS[4], "kind": "elastic", "method": "mlip"}),
+    model("two", 1, 6),
     reconfigured("one", chemistry={"exclude": ["Ir"]}),
     reconfigured("two", stages={"predictor": {"match": {"ltol": 0.2, "stol": 0.3, "angle_tol": 6.0}}}),
     lost("candidate_summaries", "one"),
     lost("screening_queue", "two"),
     lost("campaign_metrics", "one"),
+]
+DAMAGED: list[Fact] = [
+    raw("candidates", {"candidate_id": "c-bad", "campaign": "one", "structure_id": IDS[0], "round": 0, "seed": 1}),
+    raw("candidates", {"candidate_id": "c-worse", "campaign": "two", "structure_id": None, "round": "first"}),
+    raw("predictions", {"structure_id": IDS[5], "property": "bulk_modulus_vrh"}),
+    raw("calculations", {"calculation_id": "k-bad", "structure_id": IDS[4], "kind": "elastic", "method": "mlip"}),
 ]
 BUILDERS: list[Fact] = [
     lambda _: build_campaign(),
@@ -200,13 +203,15 @@ def empty(connection: Connection) -> None:
         insert_campaign(name, configuration(name).model_dump(mode="json"), targets={}, provenance=MADE)
 
 
-orders = st.permutations(FACTS).flatmap(
-    lambda facts: st.tuples(
-        st.just(facts),
-        st.integers(1, len(FACTS)),
-        st.lists(st.tuples(st.integers(0, len(FACTS)), st.sampled_from(BUILDERS)), min_size=1, max_size=5),
-    )
-)
+@st.composite
+def orders(draw: st.DrawFn) -> tuple[list[Fact], list[tuple[int, Fact]]]:
+    """Draw facts in some order, and (after how many facts, build); one build comes just before the last fact."""
+    facts = draw(st.permutations(SOUND + DAMAGED if draw(st.booleans()) else SOUND))
+    facts = facts[: draw(st.integers(1, len(facts)))]
+    builds = draw(st.lists(st.tuples(st.integers(0, len(facts)), st.sampled_from(BUILDERS)), max_size=3))
+    return facts, [*builds, (len(facts) - 1, draw(st.sampled_from(BUILDERS[:3])))]
+
+
 anew = settings(
     max_examples=20,
     deadline=None,
@@ -218,10 +223,10 @@ anew = settings(
 def check_order(connection: Connection, facts: list[Fact], builds: list[tuple[int, Fact]]) -> None:
     empty(connection)
     for i, fact in enumerate(facts):
-        fact(connection)
         for place, build in builds:
             if place == i:
                 build(connection)
+        fact(connection)
     build_campaign()
     incremental = derived(connection)
     new_process()
@@ -232,18 +237,23 @@ def check_order(connection: Connection, facts: list[Fact], builds: list[tuple[in
 
 
 @anew
-@given(orders)
+@given(orders())
 def test_any_order_of_inserts_and_builds_leaves_what_a_build_from_scratch_leaves(embedded_connection, order):
-    facts, size, builds = order
-    check_order(embedded_connection, facts[:size], builds)
+    check_order(embedded_connection, *order)
 
 
 @pytest.mark.wire
 @settings(anew, max_examples=3)
-@given(orders)
+@given(orders())
 def test_any_order_on_the_server(wire_connection, order):
-    facts, size, builds = order
-    check_order(wire_connection, facts[:size], builds)
+    check_order(wire_connection, *order)
+
+
+@pytest.mark.parametrize("last", range(len(SOUND)))
+def test_no_input_is_missed_when_it_comes_last_of_all(embedded_connection, last):
+    """Everything else is there and built, so that this one input alone must be noticed."""
+    others = [fact for i, fact in enumerate(SOUND) if i != last]
+    check_order(embedded_connection, [*others, SOUND[last]], [(len(others), BUILDERS[0])])
 
 
 # -- how little is done ----------------------------------------------------------------------------------------------
