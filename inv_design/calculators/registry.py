@@ -6,7 +6,7 @@ name                   calculator
 ``mace-alloy-small``   the packaged MACE of 60 metals (``calculators/weights``), loaded without a pickle
 ``PATH.safetensors``   a network in the same format, such as one written by ``python -m inv_design.calculators.convert``
 ``m-3f2a...``          a model of the database, such as ``train-mlip`` makes, from this machine's cache of weights
-``mace-mp-0``, ...     a foundation model, downloaded and unpickled by mace-torch itself from its release page
+``mace-mp-0``, ...     a foundation model, downloaded by mace-torch; a pickle, read only if its SHA-256 is trusted
 ``chgnet``             the CHGNet that the chgnet package carries
 ``emt``                ASE's effective medium theory (Al, Cu, Ag, Au, Ni, Pd, Pt), for tests and demonstrations
 ``gpaw``               DFT; the options are GPAW's own
@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -49,6 +50,9 @@ FOUNDATION = {
 }
 NAMES = (*PACKAGED, *FOUNDATION, "chgnet", "emt", "gpaw")
 
+TRUST_VARIABLE = "INV_DESIGN_TRUST_SHA256"
+"""SHA-256 of releases that may be unpickled, separated by commas: unpickling runs what code is in them."""
+
 MODEL_ID = re.compile(r"m-[0-9a-f]{20}")
 
 _loaded: dict[str, Calculator] = {}
@@ -68,7 +72,8 @@ def get_calculator(name: str, **options: Any) -> Calculator:
     Raises
     ------
     ValueError
-        If the name is unknown, or a pickled ``.model`` file is given (it is never executed).
+        If the name is unknown, a pickled ``.model`` file is given (it is never executed), or a foundation model's
+        release is not trusted by ``$INV_DESIGN_TRUST_SHA256``.
     FileNotFoundError
         If the weights do not exist or cannot be downloaded.
     ImportError
@@ -141,8 +146,9 @@ def network_weights(name: str) -> bytes:
     from inv_design.calculators.convert import convert
 
     with tempfile.TemporaryDirectory() as folder:  # a release from its own page, as get_calculator reads it
-        converted = Path(folder) / f"{name}.safetensors"
-        convert(_foundation_path(name), converted)
+        release, converted = Path(folder) / f"{name}.model", Path(folder) / f"{name}.safetensors"
+        release.write_bytes(_trusted_release(name))
+        convert(release, converted)
         return converted.read_bytes()
 
 
@@ -232,10 +238,24 @@ def _mace_foundation(name: str, *, dtype: str = "float64", device: str = "cpu") 
     from inv_design.calculators.mace_model import MaceEvaluator, unsafe_load_confined
 
     _check_dtype(dtype)
-    path = _foundation_path(name)
-    with unsafe_load_confined():  # mace-torch's releases are pickles; this one came from its own release page
-        network = torch.load(path, map_location=device, weights_only=False)
+    release = io.BytesIO(_trusted_release(name))
+    with unsafe_load_confined():  # mace-torch's releases are pickles; the user trusts the bytes of this one
+        network = torch.load(release, map_location=device, weights_only=False)
     return MaceNetworkCalculator(MaceEvaluator(network.to(getattr(torch, dtype)).eval()))
+
+
+def _trusted_release(name: str) -> bytes:
+    """Return the file of a foundation model; ValueError with the cure unless these very bytes are trusted."""
+    path = _foundation_path(name)
+    blob = path.read_bytes()
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest not in re.split(r"[\s,]+", os.environ.get(TRUST_VARIABLE, "").lower()):
+        raise ValueError(
+            f"calculator {name!r} is released as a pickle, which runs code when it is read; if you trust {path}, set "
+            f"{TRUST_VARIABLE}={digest}, or convert it once with python -m inv_design.calculators.convert and give the "
+            "path of the result"
+        )
+    return blob
 
 
 def _foundation_path(name: str) -> Path:

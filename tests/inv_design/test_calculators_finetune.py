@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -440,6 +441,10 @@ def test_a_foundation_model_becomes_a_parent(tmp_path: Path, monkeypatch: pytest
     network = build_network({**TINY_MACE, "correlation": 2})
     torch.save(network, tmp_path / "release.model")
     monkeypatch.setattr("inv_design.calculators.registry._foundation_path", lambda _: tmp_path / "release.model")
+    with pytest.raises(ValueError, match="INV_DESIGN_TRUST_SHA256"):  # it is a pickle
+        network_weights("mace-mp-0")
+    digest = hashlib.sha256((tmp_path / "release.model").read_bytes()).hexdigest()
+    monkeypatch.setenv("INV_DESIGN_TRUST_SHA256", digest)
     tensors, config = unpack(network_weights("mace-mp-0"))
     assert config["atomic_numbers"] == TINY_MACE["atomic_numbers"]
     own = network_tensors(network)
