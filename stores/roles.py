@@ -25,22 +25,14 @@ ROLES = ("reader", "worker", "curator")
 NAMES = {"reader": "invDesignReader", "worker": "invDesignWorker", "curator": "invDesignCurator"}
 """Role -> its name in MongoDB."""
 
-LAUNCHPAD = (
-    "fireworks",
-    "workflows",
-    "launches",
-    "fw_id_assigner",
-    "offline_runs",
-    "fw_gridfs.files",
-    "fw_gridfs.chunks",
-)
+LAUNCHPAD = ("fireworks", "workflows", "launches", "fw_id_assigner", "offline_runs")
 BUILDERS = ("build_states",)
 """What builders keep beside the derived records."""
-FILES = ("artifacts.files", "artifacts.chunks")
+FILES = ("artifacts.files", "artifacts.chunks", "fw_gridfs.files", "fw_gridfs.chunks")
 
 READ = ("find", "listIndexes")
 INSERT = (*READ, "insert")
-KEEP = (*READ, "insert", "update", "remove")
+KEEP = (*INSERT, "update", "remove")
 EVERYTHING = (*KEEP, "createCollection", "createIndex", "dropIndex", "dropCollection", "collMod", "collStats")
 
 COMMAND_ACTIONS: dict[str, tuple[str, ...]] = {
@@ -97,9 +89,9 @@ def privileges(role: str) -> tuple[Privilege, ...]:
         (("steps",), (*INSERT, "remove") if role == "worker" else READ),  # a claim that came to nothing is given back
         (_derived(), KEEP if role == "worker" else READ),
         (_operational(), KEEP if role == "worker" else READ),
-        (LAUNCHPAD, KEEP if role == "worker" else READ),
-        (FILES, INSERT if role == "worker" else READ),
-        (("schema",), READ),
+        (LAUNCHPAD, ("find", "insert", "update") if role == "worker" else ("find",)),
+        (FILES, INSERT if role == "worker" else ("find",)),  # GridFS looks for its indexes before the first file
+        (("schema",), ("find",)),
     ]
     return (
         *(Privilege(collection, actions) for collections, actions in groups for collection in collections),
@@ -132,6 +124,8 @@ def actions_of(command: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
     name = next(iter(command))
     if name in FREE:
         return name, "", ()
+    if name == "explain":
+        return actions_of(command[name])
     if name not in COMMAND_ACTIONS:
         raise ValueError(f"no role is known to need the command {name!r}")
     target = command["collection"] if name == "getMore" else command[name]

@@ -100,7 +100,11 @@ class AuthenticatingProxy:
             return None
         if session.role is None:
             return _reply(message, _failure(13, "Unauthorized", f"command {name} requires authentication"))
-        _, collection, actions = actions_of(command)
+        try:
+            _, collection, actions = actions_of(command)
+        except ValueError as error:
+            self.refused.append((session.role, name, "unknown to stores.roles"))
+            return _reply(message, _failure(59, "CommandNotFound", str(error)))
         if command["$db"] == "admin" or any(not allows(session.role, action, collection) for action in actions):
             self.refused.append((session.role, name, collection))
             words = f'not authorized on {command["$db"]} to execute command {{ {name}: "{collection}", secret: "x" }}'
