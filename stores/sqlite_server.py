@@ -103,7 +103,7 @@ class SQLiteServer(ServerStore):
             )
         if not self.read_only:
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint=4000")
+            connection.execute("PRAGMA wal_autocheckpoint=16000")
             connection.execute("PRAGMA cache_size=-65536")
 
     def _names(self) -> dict[tuple[str, str], int]:
