@@ -109,6 +109,8 @@ class Claims:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
+        if self._renewing is not None:
+            self._renewing.join(timeout=1.0)
         self.release_all()
 
     @property

@@ -86,6 +86,23 @@ def wait_until(folder: Path, done: Any, timeout: float = 1800) -> None:
         time.sleep(0.2)
 
 
+def kill_at_work(worker: subprocess.Popen[bytes], ledger: Path, connection: Connection) -> None:
+    """Kill a worker in the middle of a computation: of its last one there is no result."""
+    for _ in range(3000):
+        worker.send_signal(signal.SIGSTOP)
+        lines = ledger.read_text().splitlines()
+        structure_id, *_, protocol = json.loads(lines[-1])[0].split("/") if lines else ("", "")
+        where = {"structure_id": structure_id, "protocol_id": protocol}
+        if structure_id.startswith("s-") and not any(
+            connection.db[name].count_documents(where) for name in ("predictions", "calculations")
+        ):
+            worker.kill()
+            return
+        worker.send_signal(signal.SIGCONT)
+        time.sleep(0.005)
+    raise AssertionError("the worker was never at work")
+
+
 def plain(document: dict[str, Any]) -> str:
     """Return a derived document as text, without what says when and by whom it was built."""
     kept = {k: v for k, v in document.items() if k not in {"_id", "last_updated", "provenance"}}
@@ -123,19 +140,27 @@ def check_results(connection: Connection, count: int) -> dict[str, int]:
     return {"predictor": count, **{stage: len(ids) for stage, ids in passed.items()}}
 
 
+FROM_SCRATCH = """
+import sys
+from builders.run import build_campaign
+from stores.connection import connect
+uri, source, name = sys.argv[1:]
+fresh = connect(uri)
+for collection in ("campaigns", "structures", "candidates", "predictions", "calculations"):
+    fresh.db[collection].insert_many(list(fresh.client[source][collection].find()))
+build_campaign(name)
+"""
+
+
 def from_scratch(connection: Connection) -> dict[str, list[str]]:
     """Return what a process of its own builds from the same records in a database that was never built."""
     assert connection.given is not None
     head, _, name = connection.given[0].rpartition("/")
     scratch = connection.client[f"{name}_scratch"]
-    code = "import sys; from stores.connection import connect; from builders.run import build_campaign; "
-    code += "connect(sys.argv[1]); build_campaign(sys.argv[2])"
+    command = [sys.executable, "-W", "ignore", "-c", FROM_SCRATCH, f"{head}/{scratch.name}", name, one.NAME]
     try:
-        for collection in ("campaigns", "structures", "candidates", "predictions", "calculations"):
-            scratch[collection].insert_many(list(connection.db[collection].find()))
-        uri = f"{head}/{scratch.name}"
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code, uri, one.NAME], check=True)
-        return {name: sorted(plain(d) for d in scratch[name].find()) for name in DERIVED}
+        subprocess.run(command, check=True)
+        return {collection: sorted(plain(d) for d in scratch[collection].find()) for collection in DERIVED}
     finally:
         connection.client.drop_database(scratch.name)
 
@@ -155,7 +180,7 @@ def test_eight_processes_do_everything_once(wire_connection: Connection, tmp_pat
         chunks = -(-CANDIDATES // one.CHUNK)
         for victim, share in zip(KILLED, (0.5, 1.2), strict=True):  # one in the middle of predicting, one of computing
             wait_until(tmp_path, lambda n, share=share: n > chunks + share * CANDIDATES)
-            workers[victim].send_signal(signal.SIGKILL)
+            kill_at_work(workers[victim], tmp_path / f"ledger-{victim}", wire_connection)
             killed_at = time.time()
         for number, worker in workers.items():
             code = worker.wait(timeout=3600)
@@ -173,6 +198,7 @@ def test_eight_processes_do_everything_once(wire_connection: Connection, tmp_pat
     again = {key for key, n in times.items() if n > 1}
     assert again <= of_the_killed, f"computed twice: {sorted(again - of_the_killed)[:5]}"
     assert all(times[key] == 2 for key in again)
+    assert again, "nobody took over what the killed workers left"
     check_doubles(wire_connection)
 
     before = derived(wire_connection)
