@@ -112,7 +112,7 @@ class ArchiveWriter:
         """Write an artifact; what hardly or all too well compresses is stored as it is."""
         name = f"artifacts/{sha256}"
         small = len(zlib.compress(blob, 1))
-        packed = 0.9 * len(blob) > small > len(blob) / MAX_RATIO
+        packed = 0.9 * len(blob) > small > 10 * len(blob) / MAX_RATIO  # the zip's own level packs tighter than level 1
         with self._open(name, zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as file:
             file.write(blob)
         self.members[name] = {"size": len(blob), "sha256": sha256}

@@ -230,6 +230,19 @@ def test_without_models_the_records_stay(
     assert artifacts.get(sha256, connection=other)
 
 
+@pytest.mark.parametrize(
+    "blob", [b"", bytes(3_000_000), b"ab" * 1_000_000, b"\n".join(b"%d" % i for i in range(400_000))]
+)
+def test_artifacts_that_pack_well_are_no_bombs(tmp_path: Path, blob: bytes) -> None:
+    sha256 = hashlib.sha256(blob).hexdigest()
+    with ArchiveWriter(tmp_path / "x.zip") as writer:
+        writer.artifact(sha256, blob)
+        writer.finish({})
+    with Archive(tmp_path / "x.zip") as archive:
+        assert archive.artifact(sha256) == blob
+        archive.verify_seal()
+
+
 NUMBERS = st.one_of(
     st.floats(allow_nan=False),
     st.just(math.nan),
