@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("show:show", "Show all numbers of one candidate."),
     "why": ("why:why", "Say why a candidate is where it is."),
     "lineage": ("lineage:lineage", "Show where a record came from, or what came of it."),
+    "diff": ("diff:diff", "Compare two campaigns or two rounds."),
     "predict": ("predict:predict", "Predict a property of the crystals in files."),
     "generate": ("generate:generate", "Generate crystals for a target property."),
     "elastic": ("elastic:elastic", "Relax crystals and calculate their elastic tensors."),

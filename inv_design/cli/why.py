@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from inv_design.cli import render
 from inv_design.cli.options import Settings, database_options, json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STAGES = ("predictor", "mlip", "dft")
 TITLES = {"predictor": "I   predictor", "mlip": "II  MLIP", "dft": "III label"}
@@ -22,7 +25,8 @@ MARKS = {"passed": ("✓", "green"), "rejected": ("✗", "red"), "failed": ("!",
 def why(settings: Settings, id_: str) -> None:
     """Say why a candidate is where it is.
 
-    The first stage that it did not pass, with the rule, the value, the threshold and the protocol behind the value.
+    The first stage that it did not pass, with the rule, the value, the threshold and the protocol behind the value; of
+    one that waits, its place in the queue.
     """
     from inv_design.cli.database import open_database
     from inv_design.cli.records import candidate_of
@@ -48,6 +52,12 @@ def why(settings: Settings, id_: str) -> None:
         if stage.get("protocol_id"):
             out.print(Text(f"      protocol {stage['protocol_id']}{_by(stage)}", "dim"))
     out.print(Text(answer["verdict"], "bold"))
+    if failure := answer["first_failure"]:
+        rule = f"rule {failure['rule']}, " if failure["rule"] else ""
+        numbers = f"value {_short(failure['value'])}, threshold {_short(failure['threshold'])}"
+        out.print(Text(f"first failed stage: {failure['stage']}; {rule}{numbers}, protocol {failure['protocol_id']}"))
+    if place := answer["queue"]:
+        out.print(Text(f"place {place['position']} of {place['of']} in the queue"))
 
 
 def explain(summary: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +84,7 @@ def explain(summary: dict[str, Any]) -> dict[str, Any]:
                 "reasons": [{k: v for k, v in r.items() if k != "stage"} for r in reasons if r.get("stage") == name],
             }
         )
+    failure = first_failure(stages)
     return {
         **{
             k: summary.get(k)
@@ -81,8 +92,36 @@ def explain(summary: dict[str, Any]) -> dict[str, Any]:
         },
         "verdict": verdict(summary),
         "first_failed_stage": summary.get("stage") if summary.get("status") in ("rejected", "failed") else None,
+        "first_failure": failure,
+        "queue": place_in_queue(summary) if summary.get("status") == "waiting" else None,
         "stages": stages,
     }
+
+
+def first_failure(stages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the first stage that was not passed: its first reason with rule, value, threshold, and the protocol."""
+    for stage in stages:
+        if stage["status"] in ("rejected", "failed"):
+            reason = (
+                stage["reasons"] or [{"rule": None, "value": None, "threshold": None, "message": stage["error"]}]
+            )[0]
+            return {
+                "stage": stage["stage"],
+                "status": stage["status"],
+                **{name: reason.get(name) for name in ("rule", "value", "threshold", "message")},
+                **{name: stage[name] for name in ("protocol_id", "model_id", "calculation_id", "error")},
+            }
+    return None
+
+
+def place_in_queue(summary: dict[str, Any]) -> dict[str, int] | None:
+    """Return a waiting candidate's place in the queue of its round and stage, 1 the next; ``None`` if it is in none."""
+    from stores.queries import queue
+
+    waiting = [item["candidate_id"] for item in queue(summary["campaign"], summary["round"], summary["stage"])]
+    if summary["candidate_id"] not in waiting:
+        return None
+    return {"position": waiting.index(summary["candidate_id"]) + 1, "of": len(waiting)}
 
 
 def verdict(summary: dict[str, Any]) -> str:
