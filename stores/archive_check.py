@@ -241,7 +241,7 @@ def _check_structure(record: Mapping[str, Any]) -> None:
     identity = structure_id(structure)
     if identity != record["structure_id"]:
         there, here = (record["provenance"].get("versions") or {}).get("spglib"), versions().get("spglib")
-        other = f" (by spglib {here}; it was made by {there}: install that version)" if there not in (here, None) else ""
+        other = "" if there in (here, None) else f" (by spglib {here}, it was made with {there}: install that one)"
         raise ValueError(f"structure_id is {record['structure_id']!r}, its content has {identity!r}{other}")
     _same(record, "formula", structure.composition.reduced_formula)
     _same(record, "nsites", len(structure))

@@ -7,6 +7,9 @@ import json
 import math
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -508,6 +511,36 @@ def test_an_interrupted_import_is_completed_by_the_next(
     assert result["conflicts"] == []
     export_archive(embedded_connection, whole.parent / "again.zip", campaigns=["a"])
     assert members(whole.parent / "again.zip") == members(whole)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stores.connection import connect
+from stores.exchange import import_archives
+
+def stop(done, total, text):
+    if text == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with connect("embedded", root=Path(sys.argv[1])) as connection:
+    import_archives(connection, [Path(sys.argv[2])], progress=stop)
+"""
+
+
+@pytest.mark.parametrize("place", ["structures", "candidates"])
+def test_a_killed_import_is_completed_by_the_next(whole: Path, tmp_path: Path, place: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(whole), place]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with connect("embedded", root=tmp_path) as connection:
+        assert connection.db[place].count_documents({}) > 0
+        assert connection.db["campaigns"].count_documents({}) == 0
+        result = import_archives(connection, [whole])
+        assert result["conflicts"] == []
+        assert result["collections"][place]["new"] == 0
+        export_archive(connection, tmp_path / "again.zip", campaigns=["a"])
+    assert members(tmp_path / "again.zip") == members(whole)
 
 
 def test_an_export_that_fails_leaves_the_old_file(embedded_connection: Connection, tmp_path: Path) -> None:
