@@ -88,13 +88,14 @@ def privileges(role: str) -> tuple[Privilege, ...]:
         (_authoritative(), INSERT if role == "worker" else READ),
         (("steps",), (*INSERT, "remove") if role == "worker" else READ),  # a claim that came to nothing is given back
         (_derived(), KEEP if role == "worker" else READ),
+        (BUILDERS, ("find", "insert", "update") if role == "worker" else ()),
         (_operational(), KEEP if role == "worker" else READ),
         (LAUNCHPAD, ("find", "insert", "update") if role == "worker" else ("find",)),
         (FILES, INSERT if role == "worker" else ("find",)),  # GridFS looks for its indexes before the first file
         (("schema",), ("find",)),
     ]
     return (
-        *(Privilege(collection, actions) for collections, actions in groups for collection in collections),
+        *(Privilege(collection, actions) for collections, actions in groups if actions for collection in collections),
         Privilege("", ("listCollections",)),
     )
 
@@ -278,7 +279,7 @@ def _authoritative() -> tuple[str, ...]:
 def _derived() -> tuple[str, ...]:
     from stores.documents import DERIVED
 
-    return (*(document._meta["collection"] for document in DERIVED), *BUILDERS)
+    return tuple(document._meta["collection"] for document in DERIVED)
 
 
 def _operational() -> tuple[str, ...]:

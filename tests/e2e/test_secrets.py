@@ -291,7 +291,8 @@ def test_a_reader_asks_for_nothing_but_reading(lab: Lab) -> None:
     assert used == {"find", "listIndexes", "listCollections"}
     asked = {(action, collection) for role, action, collection in lab.proxy.seen if role == "reader"}
     granted = {(action, p.collection) for p in privileges("reader") for action in p.actions}
-    assert grouped(granted) - grouped(asked) == set()
+    # `db migrate --dry-run` looks whether workers hold claims, if there is something to migrate
+    assert grouped(granted) - grouped(asked) <= {("find", "claims")}
 
 
 @pytest.mark.parametrize(("words", "role"), REFUSED.items(), ids=[" ".join(words) for words in REFUSED])

@@ -41,7 +41,7 @@ def test_each_role_may_what_the_one_before_may() -> None:
 def test_every_collection_has_its_privileges(connection: Connection) -> None:
     from stores.queries import indexes
 
-    known = {privilege.collection for privilege in roles.privileges("reader")}
+    known = {privilege.collection for privilege in roles.privileges("worker")}
     assert set(indexes()) <= known
     assert set(connection.db.list_collection_names()) <= known
 
