@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import defaultdict
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
@@ -285,6 +286,7 @@ class Claims:
         if not keys:
             return set()
         won: set[str] = set()
+        taken: dict[str, list[str]] = defaultdict(list)
         now = self.connection.now()
         for found in self._collection.find({"key": {"$in": list(keys)}}):
             if found["holder"] == self.holder:
@@ -293,8 +295,10 @@ class Claims:
                 # of several that see this, one changes the claim as it was
                 as_it_was = {name: found[name] for name in ("key", "holder", "expires_at")}
                 if self._collection.find_one_and_update(as_it_was, {"$set": self._fields()}) is not None:
-                    LOG.warning("took over %s from %s", found["key"], found["holder"])
+                    taken[found["holder"]].append(found["key"])
                     won.add(found["key"])
+        for holder, theirs in taken.items():
+            LOG.warning("took over %d claims of %s, such as %s", len(theirs), holder, theirs[0])
         return won
 
     def _busy(self, keys: Iterable[str]) -> set[str]:
