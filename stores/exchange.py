@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +35,6 @@ OWN_FIELDS: dict[str, tuple[str, ...]] = {  # what may differ under one id besid
 INSERTION = (*ORDER[1:], ORDER[0])  # a campaign comes last: once it is there, all of it is
 
 Report = dict[str, Any]
-
-
-def schema_version() -> int:
-    """Return the version of the records' schema."""
-    try:
-        return int(import_module("stores.schema").SCHEMA_VERSION)
-    except ModuleNotFoundError:
-        return 1
 
 
 # -- out -------------------------------------------------------------------------------------------------------------
@@ -77,12 +68,14 @@ def export_archive(
     ValueError
         If an artifact is damaged.
     """
+    from stores.schema import version_of
+
     keys = everything(connection) if campaigns is None else of_campaigns(connection, campaigns)
     with ArchiveWriter(Path(path)) as writer:
         export = _Export(connection, keys, writer, models=models, progress=progress)
         export.run()
         manifest = {
-            "schema_version": schema_version(),
+            "schema_version": version_of(connection),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "campaigns": sorted(keys["campaigns"]),
             "counts": export.counts,
@@ -208,13 +201,13 @@ def import_archives(
     if connection is None and not dry_run:
         raise ValueError("without a database archives can only be checked; set dry_run")
     with ExitStack() as stack:
-        archives = [stack.enter_context(Archive(Path(path))) for path in paths]
+        archives = [_present(stack, stack.enter_context(Archive(Path(path))), progress) for path in paths]
         configs: dict[str, dict[str, Any]] = {}
         for archive in archives:
             check = ArchiveCheck(archive, connection, progress)
             check.run()
             _compare_campaigns(archive, check.configs, connection, configs)
-        arrival = _Arrival(connection, dry_run=dry_run, progress=progress)
+        arrival = Arrival(connection, dry_run=dry_run, progress=progress)
         try:
             for archive in archives:
                 arrival.take(archive)
@@ -236,10 +229,35 @@ def import_archives(
     }
 
 
-class _Arrival:
-    """Archives that come into a database."""
+def _present(stack: ExitStack, archive: Archive, progress: Progress | None) -> Archive:
+    """Return an archive in the present schema: itself, or what an older one becomes.
 
-    def __init__(self, connection: Connection | None, *, dry_run: bool, progress: Progress | None) -> None:
+    Raises
+    ------
+    ValueError
+        If it is newer than this program.
+    """
+    from stores.schema import SCHEMA_VERSION
+
+    found = archive.manifest.get("schema_version")
+    if not isinstance(found, int) or not 0 < found <= SCHEMA_VERSION:
+        raise ValueError(
+            f"{archive.path} has schema version {found!r}, newer than this program's {SCHEMA_VERSION}: "
+            "update inv_design"
+        )
+    if found == SCHEMA_VERSION:
+        return archive
+    from stores.archive_upgrade import upgraded
+
+    return stack.enter_context(upgraded(archive, found, progress))
+
+
+class Arrival:
+    """Archives that come into a database; they must have been checked."""
+
+    def __init__(
+        self, connection: Connection | None, *, dry_run: bool = False, progress: Progress | None = None
+    ) -> None:
         self.connection, self.dry_run, self.progress = connection, dry_run, progress
         self.counts = {c: {"records": 0, "new": 0, "known": 0, "conflicts": 0} for c in INSERTION}
         self.artifacts = {"new": 0, "known": 0, "left_out": 0}
