@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from builders.base import CampaignBuilder
     from stores.connection import Connection
 
 
@@ -37,16 +38,27 @@ def build_campaign(
     ValueError
         If the campaign is not in the database or its configuration is not valid.
     """
+    builders = campaign_builders(campaign, protocols=protocols, from_scratch=from_scratch)
+    return {builder.target_key()[0]: builder.build(connection) for builder in builders}
+
+
+def campaign_builders(
+    campaign: str | None = None,
+    *,
+    protocols: Mapping[str, str | None] | None = None,
+    from_scratch: bool = False,
+) -> list[CampaignBuilder]:
+    """Return the builders of a campaign's derived collections, in the order in which they are to run."""
     from builders.campaign_metrics import CampaignMetricsBuilder
     from builders.candidates import CandidateBuilder
     from builders.screening_queue import ScreeningQueueBuilder
 
     chosen = None if protocols is None else dict(protocols)
-    return {
-        "candidate_summaries": CandidateBuilder(campaign, chosen, from_scratch=from_scratch).build(connection),
-        "screening_queue": ScreeningQueueBuilder(campaign, chosen, from_scratch=from_scratch).build(connection),
-        "campaign_metrics": CampaignMetricsBuilder(campaign, from_scratch=from_scratch).build(connection),
-    }
+    return [
+        CandidateBuilder(campaign, chosen, from_scratch=from_scratch),
+        ScreeningQueueBuilder(campaign, chosen, from_scratch=from_scratch),
+        CampaignMetricsBuilder(campaign, from_scratch=from_scratch),
+    ]
 
 
 def build_training_set(campaign: str, round: int, connection: Connection | None = None) -> str:

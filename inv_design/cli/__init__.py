@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ingest": ("ingest:ingest", "Read crystals and their labels from files into the database."),
     "run": ("run:run", "Plan and execute the rounds of a campaign in this process, from wherever it stands."),
     "launch": ("launch:launch", "Put the workflows of a round on the launchpad, and leave them to the workers."),
+    "build": (
+        "build:build",
+        "Build the derived records of a campaign: candidates at a glance, queue, numbers of the rounds.",
+    ),
     "lpad": ("lpad:lpad", "Call FireWorks' lpad with ARGUMENTS on the launchpad of this campaign."),
     "status": ("status:status", "Show the funnel: how many candidates passed, failed or wait, and why."),
     "query": ("query:query", "List candidates that match conditions."),
