@@ -16,7 +16,7 @@ from inv_design.cli.filters import element_filter, option, place_filter, sort_ke
 from inv_design.cli.options import Settings, campaign_options, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import TextIO
 
 FORMATS = ("table", "json", "csv", "extxyz", "cif")
@@ -121,7 +121,9 @@ def query(
             criteria = pages.pareto_criteria(pareto, fields, name)
         columns = [field for field, _ in criteria]
         documents, total = pages.pareto_page(wanted, keys, criteria, fronts=fronts, skip=skip, limit=limit)
-        more = f"{len(documents)} of {total} candidates" if total > len(documents) else ""
+        more = ""
+        if total > len(documents):
+            more = f"{len(documents)} of {total} candidates; --limit 0 shows all, --skip the next ones"
     else:
         documents = pages.page(wanted, keys, limit=limit and limit + 1, skip=skip, after=after)
         more = told_apart(wanted, documents, limit, skip if not after else None)
@@ -132,22 +134,29 @@ def query(
         raise NothingMatched(nothing(name, wanted, skip, after))
     write(documents, form, output, columns=columns)
     if more:
-        following = "--skip the next ones" if pareto else f"--after {documents[-1]['candidate_id']} the next ones"
-        render.say(f"{more}; --limit 0 shows all, {following}")
+        render.say(more)
 
 
-def told_apart(wanted: dict[str, Any], documents: Sequence[Any], limit: int, skip: int | None) -> str:
-    """Return how many of how many are shown where there are more, ``""`` if these are all."""
+def told_apart(wanted: dict[str, Any], documents: Sequence[Mapping[str, Any]], limit: int, skip: int | None) -> str:
+    """Return how many of how many are shown and how to see the next, ``""`` if these are all.
+
+    Parameters
+    ----------
+    documents
+        The page, and one more where there are more.
+    skip
+        How many were left out before it, ``None`` if that is not known.
+    """
     from stores.candidate_pages import count_candidates
 
-    if skip is None or not limit:
-        return f"{limit} candidates, and more" if limit and len(documents) > limit else ""
-    if len(documents) <= limit:
-        total = skip + len(documents)
-        return f"{len(documents)} of {total} candidates" if skip and documents else ""
+    if not limit or len(documents) <= limit:
+        return f"the last {len(documents)} of {skip + len(documents)} candidates" if skip and documents else ""
+    following = f"--limit 0 shows all, --after {documents[limit - 1]['candidate_id']} the next ones"
+    if skip is None:
+        return f"{limit} candidates, and more; {following}"
     most = skip + limit + COUNTED
     total = count_candidates(wanted, limit=most + 1)
-    return f"{limit} of {total} candidates" if total <= most else f"{limit} of more than {most} candidates"
+    return f"{limit} of {total if total <= most else f'more than {most}'} candidates; {following}"
 
 
 def index_line(wanted: dict[str, Any], keys: list[tuple[str, int]]) -> str:

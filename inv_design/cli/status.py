@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,6 @@ from inv_design.metrics.elements import warning_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from stores.connection import Connection
 
@@ -51,7 +51,9 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
     campaign = database["campaigns"].find_one({"name": name}) or {}
     hidden = {"_id": 0, "input_hash": 0, "builder_version": 0, "provenance": 0, "campaign": 0}
     rounds = list(database["campaign_metrics"].find({"campaign": name}, hidden).sort("round", 1))
-    rounds_built = [item.get("last_updated") for item in rounds]
+    fresh = freshness(name, [item.get("last_updated") for item in rounds])
+    if not rounds and (rounds := derived_rounds(name)):  # counted now
+        fresh |= {"counted_at": datetime.now(UTC).replace(tzinfo=None), "uncounted_candidates": 0}
     evaluated = sorted({e["round"] for e in database["evaluations"].find({"campaign": name}, {"round": 1})})
     for item in rounds:
         item["closed"] = item["round"] in evaluated
@@ -64,9 +66,31 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
         "database": connection.uri_redacted,
         "rounds_planned": (campaign.get("config") or {}).get("rounds"),
         "rounds": rounds,
-        "freshness": freshness(name, rounds_built),
+        "freshness": fresh,
         "launchpad": launchpad_record(connection, name),
     }
+
+
+def derived_rounds(name: str) -> list[dict[str, Any]]:
+    """Return the counts of each round from the candidates' summaries: slower, for a campaign without metrics."""
+    from inv_design.metrics.campaign import funnel, hit_rate
+    from stores.connection import current
+
+    shown = {"_id": 0, "round": 1, "stages.predictor.status": 1, "stages.mlip.status": 1, "stages.dft.status": 1}
+    fields = {**shown, "reasons.stage": 1, "reasons.rule": 1, "hit": 1, "duplicate_of": 1}
+    rounds: dict[int, list[dict[str, Any]]] = {}
+    for summary in current().db["candidate_summaries"].find({"campaign": name}, fields):
+        rounds.setdefault(summary["round"], []).append(summary)
+    return [
+        {
+            "round": number,
+            "generated": len(summaries),
+            "duplicates": sum(s.get("duplicate_of") is not None for s in summaries),
+            "funnel": funnel(summaries),
+            "hit_rate": hit_rate(summaries),
+        }
+        for number, summaries in sorted(rounds.items())
+    ]
 
 
 def freshness(name: str, built: Iterable[datetime | None]) -> dict[str, Any]:
@@ -155,18 +179,23 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
 def freshness_line(fresh: dict[str, Any]) -> str:
     """Return the line that says that records came after the counts were made; ``""`` if none did."""
     if fresh["uncounted_candidates"]:
-        later = f"{fresh['uncounted_candidates']} candidates"
+        later = plural(fresh["uncounted_candidates"], "candidate")
     elif fresh["records_since"]:
         from stores.queries import RECORDS_COUNTED
 
         most = fresh["records_since"] >= RECORDS_COUNTED
-        later = f"{'at least ' if most else ''}{fresh['records_since']} records"
+        later = f"{'at least ' if most else ''}{plural(fresh['records_since'], 'record')}"
     else:
         return ""
     when = (
         f"the counts are of {fresh['counted_at']:%Y-%m-%d %H:%M} UTC" if fresh["counted_at"] else "nothing is counted"
     )
     return f"{when}; {later} came since, which the campaign's next step counts (`inv-design run`)"
+
+
+def plural(n: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def headline(item: dict[str, Any]) -> str:

@@ -60,6 +60,7 @@ def test_pages_follow_one_another(inv_design: Run) -> None:
     assert followed == whole
     told = inv_design("query", "--sort", "shear_modulus_vrh", "--limit", "4")
     assert f"4 of 11 candidates; --limit 0 shows all, --after {whole[3]} the next ones" in told.stderr
+    assert "the last 2 of 11 candidates" in inv_design("query", "--skip", "9", "--limit", "4").stderr
     last = inv_design("query", "--sort", "shear_modulus_vrh", "--after", whole[-1])
     assert last.exit_code == 3
     assert f"nothing left after {whole[-1]}" in last.stderr
@@ -310,4 +311,21 @@ def test_status_says_what_came_after_the_counts(two_campaigns: Path, inv_design:
             campaign="one", structure_id="s-new", round=1, seed=1, index=0, provenance=provenance()
         )  # fmt: skip
     assert answer(inv_design(*args, "--json"))["freshness"]["uncounted_candidates"] == 1
-    assert "1 candidates came since" in inv_design(*args).stdout
+    assert "1 candidate came since" in inv_design(*args).stdout
+
+
+def test_status_counts_itself_where_there_are_no_metrics(two_campaigns: Path, inv_design: Run) -> None:
+    from stores.connection import connect
+
+    args = ("status", "--database", "embedded", "--campaign", "one", "--json")
+    [before] = answer(inv_design(*args))["rounds"]
+    with connect("embedded", root=two_campaigns) as connection:
+        connection.db["campaign_metrics"].delete_many({})
+    [after] = answer(inv_design(*args))["rounds"]
+    for stage in ("predictor", "mlip"):
+        assert {k: after["funnel"][stage][k] for k in ("in", "passed", "rejected", "waiting", "reasons")} == {
+            k: before["funnel"][stage][k] for k in ("in", "passed", "rejected", "waiting", "reasons")
+        }
+    assert after["generated"] == before["generated"] == 3
+    text = inv_design("status", "--database", "embedded", "--campaign", "one").stdout
+    assert "came since" not in text
