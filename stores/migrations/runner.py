@@ -98,16 +98,18 @@ def migrate(
     mine = {**signature(), "to": end, "host": socket.gethostname(), "pid": os.getpid()}
     documents.update_one({"_id": DOCUMENT}, {"$set": {f"migrating.{key}": value for key, value in mine.items()}})
     planned = plan(connection, current, end)
-    done, total = 0, sum(step.count for step in planned)
+    done, total = 0, sum(item.count for item in planned)
     entries = []
     for version in range(current + 1, end + 1):
-        for step in (item.step for item in planned if item.version == version):
-            for change in step.run(connection):
-                documents.update_one({"_id": DOCUMENT}, {"$push": {f"migrating.changes.{step.name}": change}})
-                done += 1
+        for item in (item for item in planned if item.version == version):
+            for number, change in enumerate(item.step.run(connection), start=1):
+                documents.update_one({"_id": DOCUMENT}, {"$push": {f"migrating.changes.{item.step.name}": change}})
                 if progress is not None:
-                    progress(done, max(done, total), step.name)
+                    progress(done + min(number, item.count), total, item.step.name)
+            done += item.count  # one change may be of many documents
         entries.append(_finish_version(connection, version))
+    if progress is not None and total:
+        progress(total, total, "done")
     documents.update_one({"_id": DOCUMENT}, {"$unset": {"migrating": 1}})
     connection.ensure_indexes()
     return entries

@@ -103,19 +103,25 @@ def test_planted_in_the_database(embedded_connection: Connection, marker: Path, 
         assert "not a model file" in refuse(marker, *words, "--database", database)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "model", "pt", "pth", "pkl", "joblib", "bin"])
+@pytest.mark.parametrize("suffix", ["safetensors", "model", "pt", "pkl", "bin"])
+@pytest.mark.parametrize("blob", ["pickle", "torch"], indirect=True)
 def test_given_as_a_file(marker: Path, blob: bytes, suffix: str) -> None:
     path = f"bomb.{suffix}"
     Path(path).write_bytes(blob)
     refuse(marker, "predict", "POSCAR", "--model", path)
     refuse(marker, "generate", "-t", "K=150", "-n", "1", "-o", "x.extxyz", "--model", path)
     said = refuse(marker, *CALCULATE, path)
-    if suffix in ("model", "pt", "pth", "pkl"):
+    if suffix in ("model", "pt", "pkl"):
         assert "python -m inv_design.calculators.convert" in said  # the cure
 
 
+CRYSTALS = ("cif", "vasp", "extxyz", "csv", "json", "json.gz", "pkl", "traj", "npz", "db")
+
+
 @pytest.mark.parametrize(
-    "suffix", ["cif", "vasp", "extxyz", "csv", "json", "json.gz", "zip", "pkl", "traj", "npz", "db"]
+    ("blob", "suffix"),
+    [*(("pickle", suffix) for suffix in CRYSTALS), *((form, "zip") for form in FORMS)],
+    indirect=["blob"],
 )
 def test_given_as_crystals(marker: Path, blob: bytes, suffix: str) -> None:
     path = f"bomb.{suffix}"
@@ -126,15 +132,26 @@ def test_given_as_crystals(marker: Path, blob: bytes, suffix: str) -> None:
     refuse(marker, "import", path, "--database", "embedded")
 
 
-@pytest.mark.parametrize("name", ["bomb.model", "bomb.pt", "bomb.safetensors"])
+@pytest.mark.parametrize("name", ["bomb.model", "bomb.safetensors"])
 def test_named_by_a_campaign(marker: Path, blob: bytes, name: str) -> None:
-    path = marker.parent / name
+    """What the workers of stages II and III do with the calculator's name in the campaign's document."""
+    from pymatgen.core import Structure
+
+    from inv_design.mechanics.stages import measure_elasticities, measure_equations_of_state
+
+    path, crystals = marker.parent / name, [Structure.from_file("POSCAR")]
     path.write_bytes(blob)
-    small = Path(__file__).with_name("small_campaign.yaml").read_text()
-    Path("campaign.yaml").write_text(small.replace("calculator: emt", f"calculator: {path}"))
-    refuse(marker, "check")
-    refuse(marker, "launch")
-    Path("inv_design.sqlite").unlink(missing_ok=True)
+    for measure, options in (
+        (measure_elasticities, {"fmax": 0.1, "max_steps": 1, "keep_structure": {}}),
+        (measure_equations_of_state, {"strain": 0.04}),
+    ):
+        said = ""
+        try:
+            said = "".join(str(record["error"]) for _, record in measure(crystals, calculator=str(path), **options))
+        except ValueError as error:
+            said = str(error)
+        assert not marker.exists()
+        assert "pickle" in said or "not a model file" in said
 
 
 def test_a_planted_release_of_a_foundation_model(marker: Path, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,7 +310,7 @@ def test_another_migration_stands_in_the_way(first_schema: Connection) -> None:
     assert runner.migrate(first_schema, force=True)
 
 
-@pytest.mark.parametrize("changes", range(1, 8))
+@pytest.mark.parametrize("changes", [1, 2, 3, 4, 5, 27])
 @pytest.mark.parametrize("first_schema", ["embedded"], indirect=True)
 def test_interrupted_after_any_change_it_goes_on(first_schema: Connection, changes: int) -> None:
 
