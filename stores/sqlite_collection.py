@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Pair = tuple[dict[str, Any], bytes]
     Sort = Sequence[tuple[str, int]]
 
-CACHE_BYTES = 64 * 1024 * 1024  # BSON of the collections that are kept decoded in memory, all together
+CACHE_BYTES = 16 * 1024 * 1024  # BSON of the collections that are kept decoded in memory, all together
 FEW = 50  # an index that leads to so few documents needs no comparison with others
 COUNTED = 10_000  # entries that are counted to compare indexes; more are as good as this
 COUNTED_RANGES = 8

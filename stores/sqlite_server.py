@@ -104,7 +104,7 @@ class SQLiteServer(ServerStore):
         if not self.read_only:
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA wal_autocheckpoint=16000")
-            connection.execute("PRAGMA cache_size=-65536")
+            connection.execute("PRAGMA cache_size=-131072")
 
     def _names(self) -> dict[tuple[str, str], int]:
         """Return (database, collection) -> number in the file."""

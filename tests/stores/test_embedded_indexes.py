@@ -58,7 +58,10 @@ def cases(draw, kinds=anything):
     field = st.sampled_from([*FIELDS, "d.x", "_id"])
 
     def documents_of(least):
-        known = {name: st.sampled_from(pool) for name in FIELDS}
+        values = st.sampled_from(pool)
+        if kinds is anything:
+            values = values | st.lists(st.sampled_from(plain), min_size=1, max_size=3)
+        known = dict.fromkeys(FIELDS, values)
         record = st.fixed_dictionaries({}, optional={**known, "d": st.sampled_from([{}, {"x": plain[0]}, {"x": 1}])})
         return draw(st.lists(record, min_size=least, max_size=12))
 
