@@ -45,7 +45,42 @@ def move(source: Connection, target: Connection, *, progress: Progress | None = 
         If the target is the source or holds other data, or the source was moved elsewhere.
     RuntimeError
         If a collection is not the same in both at the end, because something else writes to one of them.
+    ConnectionError
+        If one of the two stops answering; the same call completes the move.
     """
+    from stores.outage import LOST
+
+    try:
+        return _move(source, target, progress)
+    except LOST as error:
+        raise ConnectionError(
+            f"{source.uri_redacted} or {target.uri_redacted} does not answer any more ({type(error).__name__}); "
+            "run the same command again, it goes on from there"
+        ) from error
+
+
+def moved_to(connection: Connection) -> str | None:
+    """Return where a database was moved to, without credentials, or ``None`` if it is still the one."""
+    mark = connection.db[MARKS].find_one({"_id": "target", "state": "moved"})
+    return None if mark is None else str(mark["uri"])
+
+
+def fingerprint(connection: Connection, collection: str, count: _Counter | None = None) -> tuple[int, str]:
+    """Return (number of documents, SHA-256 of them all in any order) of a collection.
+
+    It is the sum of the SHA-256 of every document's BSON, so that neither the order on the disk nor a server's sorting
+    matters.
+    """
+    number = total = 0
+    for document in _documents(connection, collection):
+        total += int.from_bytes(hashlib.sha256(_bytes(document)).digest(), "big")
+        number += 1
+        if count is not None:
+            count.add(1, f"verify {collection}")
+    return number, f"{total % 2**256:064x}"
+
+
+def _move(source: Connection, target: Connection, progress: Progress | None) -> Report:
     if (source.uri_redacted, source.db.name) == (target.uri_redacted, target.db.name):
         raise ValueError(f"{target.uri_redacted} is where the database is; name another one to move it to")
     _refuse_pending_journal(source)
@@ -75,27 +110,6 @@ def move(source: Connection, target: Connection, *, progress: Progress | None = 
     target.db[MARKS].update_one({"_id": "source"}, {"$set": finished})
     _mark_source(source, target)
     return {**report, "already": False}
-
-
-def moved_to(connection: Connection) -> str | None:
-    """Return where a database was moved to, without credentials, or ``None`` if it is still the one."""
-    mark = connection.db[MARKS].find_one({"_id": "target", "state": "moved"})
-    return None if mark is None else str(mark["uri"])
-
-
-def fingerprint(connection: Connection, collection: str, count: _Counter | None = None) -> tuple[int, str]:
-    """Return (number of documents, SHA-256 of them all in any order) of a collection.
-
-    It is the sum of the SHA-256 of every document's BSON, so that neither the order on the disk nor a server's sorting
-    matters.
-    """
-    number = total = 0
-    for document in _documents(connection, collection):
-        total += int.from_bytes(hashlib.sha256(_bytes(document)).digest(), "big")
-        number += 1
-        if count is not None:
-            count.add(1, f"verify {collection}")
-    return number, f"{total % 2**256:064x}"
 
 
 # -- copying ---------------------------------------------------------------------------------------------------------
@@ -150,7 +164,7 @@ def _copy_indexes(source: Connection, target: Connection, name: str) -> int:
 
 def _index(info: dict[str, Any]) -> tuple[Any, ...]:
     """Return what makes two indexes the same: fields and directions, and uniqueness."""
-    return tuple((field, int(way)) for field, way in info["key"]), bool(info.get("unique"))
+    return tuple((field, way) for field, way in info["key"]), bool(info.get("unique"))
 
 
 def _documents(connection: Connection, name: str) -> Iterator[dict[str, Any]]:

@@ -60,6 +60,4 @@ def _show(report: dict[str, Any]) -> None:
             f"moved {report['source']} to {report['target']}: {report['documents']} documents, "
             f"{report['copied']} of them written now, all verified"
         )
-    render.say(
-        f"set this line in campaign.yaml (with the options of your URI, without a password): {report['database']}"
-    )
+    render.say(f"set this line in campaign.yaml: {report['database']}")

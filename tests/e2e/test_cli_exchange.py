@@ -178,3 +178,24 @@ def test_a_campaign_goes_on_on_another_machine(tmp_path: Path) -> None:
     result = call(here, "import", tmp_path / "round1.zip")
     assert result["conflicts"] == []
     assert all(counts["new"] == 0 for counts in result["collections"].values()), result["collections"]
+
+
+def test_db_move_says_what_to_set(
+    inv_design: Run, elsewhere: Path, written_campaign: tuple[Path, dict[str, Any]]
+) -> None:
+    shutil.copy(written_campaign[0] / "inv_design.sqlite", elsewhere)
+    first = there(inv_design, elsewhere, "db", "move", "--to", "embedded:new.sqlite", "--json")
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert report["database"] == "database: embedded:new.sqlite"
+    assert {e["name"]: e["documents"] for e in report["collections"]}["candidates"] == 11
+    second = there(inv_design, elsewhere, "db", "move", "--to", "embedded:new.sqlite")
+    assert second.exit_code == 0, second.output
+    assert "before; nothing was done" in second.stderr
+    assert "set this line in campaign.yaml: database: embedded:new.sqlite" in second.stderr
+    words = ("query", "--json", "--limit", "0", "--sort", "id")
+    moved = there(inv_design, elsewhere, *words, "--database", "embedded:new.sqlite")
+    assert json.loads(moved.stdout) == json.loads(there(inv_design, elsewhere, *words).stdout)
+    result = there(inv_design, elsewhere, "db", "move", "--to", "nowhere")
+    assert result.exit_code == 1
+    assert "'nowhere' is no database" in result.stderr
