@@ -103,6 +103,9 @@ def patiently(call: Callable[[int], Result], client: Client) -> Result:
                 LOG.warning("the database does not answer (%s); waiting for it", first_line(error))
             time.sleep(pause)
             attempt, pause = attempt + 1, min(2 * pause, PAUSES[1])
+        except Exception:  # an answer too: the server is there
+            _lost_since.pop(client, None)
+            raise
         else:
             since = _lost_since.pop(client, 0.0)
             if since and time.monotonic() - since > PAUSES[1]:
@@ -133,14 +136,14 @@ def until_done(work: Callable[[], Result], client: Client, *, attempts: int = 5)
     pymongo.errors.PyMongoError
         If the server stays away, or cuts the work off time and again.
     """
-    for attempt in range(1, attempts + 1):
+    while True:
+        attempts -= 1
         try:
             return work()
         except (*LOST, CursorNotFound) as error:
-            if attempt == attempts or not wait_for_server(client):
+            if attempts <= 0 or not wait_for_server(client):
                 raise
             LOG.warning("the database was away (%s); the work goes on", first_line(error))
-    raise ValueError(f"attempts is {attempts}; give at least 1")
 
 
 def _given_up(client: Client) -> bool:

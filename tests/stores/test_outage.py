@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
+from pymongo.errors import AutoReconnect, OperationFailure, ServerSelectionTimeoutError
 
 from inv_design.testing import WireServer
 from stores import journal, outage
@@ -235,6 +235,20 @@ def test_another_error_is_none_of_an_outage() -> None:
         patiently(wrong, Silent())
 
 
+def test_an_error_of_the_server_ends_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "PAUSES", (0.001, 0.002))
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.1")
+    client = Silent()
+
+    def refused(attempt: int) -> None:
+        raise AutoReconnect("closed") if attempt == 0 else OperationFailure("no")
+
+    with pytest.raises(OperationFailure):
+        patiently(refused, client)
+    time.sleep(0.15)
+    assert patiently(failing(2), client) == 2  # an outage of its own
+
+
 @pytest.mark.parametrize("text", ["long", "-1", "nan"])
 def test_patience_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(PATIENCE_VARIABLE, text)
@@ -345,6 +359,7 @@ def test_twenty_seconds_without_a_server_in_the_middle_of_work(
     own_connection: Connection,
     tmp_path: Path,
     interrupt: Callable[[WireServer, float], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from builders.run import build_campaign
 
@@ -354,6 +369,7 @@ def test_twenty_seconds_without_a_server_in_the_middle_of_work(
     finally:
         sys.path.pop(0)
     count = 120
+    monkeypatch.setenv(PATIENCE_VARIABLE, "240")  # on a busy machine the server needs a minute to start
     many.register(own_connection, count)
     uri = f"{own_server.uri}/{own_connection.db.name}"
     workers: list[subprocess.Popen[bytes]] = [many.start(uri, n, count, tmp_path, 120.0) for n in range(4)]
