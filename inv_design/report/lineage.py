@@ -25,8 +25,8 @@ COLUMNS = {
     "evaluation": ("Evaluations", "#eee6f3"),
     "candidate": ("Candidates", "#fbe9cf"),
     "structure": ("Structures", "#f3f3ee"),
-    "prediction": ("Predictions", "#eee6f3"),
     "calculation": ("Calculations", "#fadbd8"),
+    "prediction": ("Predictions", "#eee6f3"),
 }
 """Kind of record -> (title of its column, colour), in the order in which one is made from the other."""
 
@@ -38,7 +38,7 @@ Place = tuple[int, int, str]
 MOST = 4
 """Records of one kind and generation that are drawn; the others are counted."""
 WIDTH, HEIGHT, GAP, COLUMN, MARGIN = 2.05, 0.36, 0.1, 2.6, 0.5  # inches
-LETTERS = 41
+LETTERS = 38
 
 
 @dataclass
@@ -137,6 +137,7 @@ def cells(graph: Graph) -> dict[Place, Cell]:
         members[place].append(identity)
     known = {identity: i for i, identity in enumerate(graph.nodes)}
     shown = {graph.root}
+    row: dict[str, int] = {}
     made: dict[Place, Cell] = {}
     for place in sorted(members, key=lambda p: (p[0], column_key(p))):
         ranked = sorted(
@@ -144,8 +145,12 @@ def cells(graph: Graph) -> dict[Place, Cell]:
             key=lambda i: (i != graph.root, -len(neighbours[i] & shown), -len(neighbours[i]), known[i]),
         )
         most = MOST if len(ranked) > MOST + 1 else MOST + 1  # "1 more" takes as much room as the one itself
-        made[place] = Cell(ranked[:most], ranked[most:])
-        shown |= set(ranked[:most])
+        # beside what it was made from, so that arrows do not cross
+        height = {i: min((row[n] for n in neighbours[i] & row.keys()), default=len(row)) for i in ranked[:most]}
+        chosen = sorted(ranked[:most], key=lambda i: height[i])
+        made[place] = Cell(chosen, ranked[most:])
+        row |= {identity: i for i, identity in enumerate(chosen)}
+        shown |= set(chosen)
     return made
 
 
@@ -236,7 +241,7 @@ def drawing(graph: Graph, form: str) -> bytes:
             x = MARGIN + number * COLUMN
             axes.text(x, MARGIN * 0.55, COLUMNS[KINDS[kind]][0], weight="bold", va="center")
         for generation, (top, bottom) in bands.items():
-            axes.axhline(top, color=GRID, lw=0.8)
+            axes.axhline(top, color=GRID, lw=0.8, zorder=0.1)
             axes.text(
                 MARGIN * 0.4, (top + bottom) / 2, row_title(graph, made, generation), color=MUTED, size=7, rotation=90,
                 ha="center", va="center",
@@ -346,6 +351,11 @@ def draw_edges(
             way = [(x0 + WIDTH, y0 + HEIGHT / 2), (turn, y0 + HEIGHT / 2), (turn, line), (x1 + WIDTH / 2, line)]
             look |= {"color": INK, "joinstyle": "round"}
             axes.add_patch(FancyArrowPatch(path=Path([*way, (x1 + WIDTH / 2, y1)]), **look))
+            continue
+        if x1 > x0 + 1.5 * COLUMN:  # past a column: between its boxes, so as not to seem to come out of one
+            turn, lane, side = x0 + WIDTH + GAP, y0 + HEIGHT + GAP / 2, x1 - 2 * GAP
+            way = [(x0 + WIDTH, y0 + HEIGHT * 0.8), (turn, lane), (side, lane), (side + GAP, y1 + HEIGHT * 0.8)]
+            axes.add_patch(FancyArrowPatch(path=Path([*way, (x1, y1 + HEIGHT * 0.8)]), **look))
             continue
         if x1 > x0:
             start, end, bend = (x0 + WIDTH, y0 + HEIGHT / 2), (x1, y1 + HEIGHT / 2), 0.0
