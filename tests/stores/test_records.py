@@ -201,7 +201,7 @@ def test_spill_and_unspill_are_inverse(connection):
     assert small["a"]["z"] == 1
     assert unspill(small) == record
     with pytest.raises(ValueError, match="cannot be made smaller"):
-        spill({"provenance": {"p": "x" * 5000}}, limit=1000)
+        spill({"provenance": {"p": "x" * 16_000_000}}, limit=1000)
 
 
 def test_artifacts_are_content_addressed_and_verified(connection):
