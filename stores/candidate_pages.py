@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from stores.conditions import (
+    JUDGES,
     Fields,
     Keys,
     candidate_filter,
@@ -34,6 +35,8 @@ COLLECTION = "candidate_summaries"
 DEFAULT_ORDER: Keys = [("round", 1)]
 ALWAYS = frozenset({"candidate_id", "campaign", "round", "structure_id", "stage", "status", "seed", "index"})
 """Fields that every summary has: nothing is missing where they are sorted by."""
+STAGE_FIELDS: Fields = {"status": str, "value": float, "protocol_id": str, "error": str}
+"""What every stage's record in a summary can have."""
 SAMPLE = 300
 """Documents that are looked at for the names of nested fields."""
 BATCH = 500
@@ -135,7 +138,7 @@ def asked_fields(
 
 @cache
 def declared_fields() -> dict[str, type | None]:
-    """Return the fields that every candidate summary can have, with their types."""
+    """Return the fields that every candidate summary can have, with their types; nested ones are dotted."""
     import mongoengine
 
     from stores.documents import CandidateSummary
@@ -144,11 +147,13 @@ def declared_fields() -> dict[str, type | None]:
         mongoengine.FloatField: float, mongoengine.IntField: int, mongoengine.BooleanField: bool,
         mongoengine.StringField: str, mongoengine.ListField: list, mongoengine.DictField: dict,
     }  # fmt: skip
-    return {
+    declared = {
         name: next((kind for field_type, kind in kinds.items() if isinstance(field, field_type)), None)
         for name, field in CandidateSummary._fields.items()
         if name not in ("id", "provenance")
     }
+    stages = {f"stages.{stage}.{name}": kind for stage in JUDGES for name, kind in STAGE_FIELDS.items()}
+    return {**declared, **stages, "spacegroup.number": int, "spacegroup.symbol": str}
 
 
 def summary_fields(campaign: str | None) -> dict[str, type | None]:
@@ -394,6 +399,8 @@ def _rank(value: Any, direction: int) -> tuple[int, Any]:
 
 
 def _token(after: str, keys: Keys) -> dict[str, Any]:
+    if not isinstance(after, str):
+        raise ValueError(f"{after!r} is no candidate id to go on after")
     shown = {"_id": 0, "candidate_id": 1} | {field: 1 for field, _ in keys}
     found = _collection().find_one({"candidate_id": after}, shown)
     if found is None:

@@ -208,6 +208,8 @@ def test_what_is_asked_wrongly_is_told(connection: Connection) -> None:
         candidates("x", where="bulk_modulu_vrh>3")
     with pytest.raises(LookupError, match="'c-none'"):
         candidates("x", after="c-none")
+    with pytest.raises(ValueError, match="no candidate id"):
+        candidates("x", after={"$ne": 1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="use skip with pareto"):
         candidates("x", after="c-zz", pareto="K")
     with pytest.raises(ValueError, match="no campaign 'x'"):
