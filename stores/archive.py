@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the same records give the same bytes on any day
 MEMBER = re.compile(r"[a-z_]+\.jsonl|artifacts/[0-9a-f]{64}")
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, KeyError,
-    TypeError, OverflowError, MemoryError, AttributeError, IndexError,
+    TypeError, OverflowError, MemoryError, AttributeError, IndexError, struct.error,
 )  # fmt: skip
 """What Python's zipfile and json raise on damaged bytes."""
 
