@@ -12,5 +12,6 @@ database through this process's connection or ``INV_DESIGN_DATABASE``; a spec ho
 
 They write only the derived collections that they own, except :mod:`builders.training_set`, which inserts immutable
 snapshots. Documents carry ``input_hash`` and ``builder_version``: what is up to date is not built again, and a change
-in settings or code rebuilds. An item that fails becomes a document with ``state: failed`` and its ``error``.
+in settings or code rebuilds. Where the ids of all inputs are those of the last run (:mod:`builders.state`), nothing
+else is read. An item that fails becomes a document with ``state: failed`` and its ``error``.
 """

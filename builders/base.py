@@ -164,6 +164,14 @@ class CampaignBuilder(Builder):
         """
         upsert(self.target, documents, key)
 
+    def delete(self, keys: Iterable[dict[str, Any]]) -> None:
+        """Remove documents, each by its unique key: one look-up each, where a list of ids would be a scan."""
+        from pymongo import DeleteOne
+
+        requests = [DeleteOne(key) for key in keys]
+        for start in range(0, len(requests), self.chunk_size):
+            self.target._collection.bulk_write(requests[start : start + self.chunk_size], ordered=False)
+
     def finalize(self) -> None:
         """Say what was done, remember what is up to date, and let go of the stores."""
         error, self._error = self._error, None
@@ -259,7 +267,8 @@ class CampaignBuilder(Builder):
             return
         if store._collection.estimated_document_count() <= WHOLE * len(wanted):
             for document in store.query(criteria, properties=properties):
-                if str(document.get(field)) in wanted:
+                value = document.get(field)
+                if isinstance(value, str) and value in wanted:
                     yield self._whole(document)
             return
         ids = list(wanted)

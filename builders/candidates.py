@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from builders.base import BATCH, CampaignBuilder, newest, one_line
+from builders.base import CampaignBuilder, newest, one_line
 from builders.candidate_summary import PROPERTY, place_of, summarise_candidate, summary_settings
 from builders.duplicates import order_members, search_for
 from builders.state import digest
@@ -91,7 +91,7 @@ class CandidateBuilder(CampaignBuilder):
             return
         if self.from_scratch:
             _searches.pop(name, None)
-        self._remove(name, done.keys() - {c.get("candidate_id") for c in candidates})
+        self.delete({"candidate_id": i} for i in done.keys() - {c.get("candidate_id") for c in candidates})
         if self.from_scratch:
             done = {}
         sound, damaged = self._sort_out(candidates)
@@ -149,7 +149,7 @@ class CandidateBuilder(CampaignBuilder):
                 properties=["model_id", "kind", "campaign", "round", "training_set_id"],
             )
         )
-        sets = {str(m.get("training_set_id")) for m in models}
+        sets = [s for m in models if isinstance(s := m.get("training_set_id"), str)]
         known = {"training_set_id": 1, "campaign": 1, "round": 1}
         groups: list[Iterable[Any]] = [
             [[settings]],
@@ -167,11 +167,6 @@ class CandidateBuilder(CampaignBuilder):
             _rows(self.fetch("training_sets", "training_set_id", sets, properties=known), known),
         ]
         return digest(*groups)
-
-    def _remove(self, name: str, gone: Iterable[str]) -> None:
-        ids = sorted(map(str, gone))
-        for start in range(0, len(ids), BATCH):
-            self.target.remove_docs({"campaign": name, "candidate_id": {"$in": ids[start : start + BATCH]}})
 
     def _renew_keys(self, items: Iterable[Document], done: Mapping[str, Document]) -> None:
         """Write the keys of duplicates that are as they were, though crystals that came before them are new."""

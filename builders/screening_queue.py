@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from builders.base import BATCH, CampaignBuilder, one_line
+from builders.base import CampaignBuilder, one_line
 from builders.state import digest
 from inv_design.screening.acquisition import combine, judge_error
 from inv_design.screening.priority import rank
@@ -136,13 +136,7 @@ class ScreeningQueueBuilder(CampaignBuilder):
                 if self.from_scratch or key not in present or _row(present[key]) != _row(q)
             ]
             self.upsert(new, ["campaign", "stage", "candidate_id"])
-            gone: dict[str, list[str]] = defaultdict(list)
-            for stage, candidate in present.keys() - wanted.keys():
-                gone[stage].append(candidate)
-            for stage, candidates in gone.items():
-                for start in range(0, len(candidates), BATCH):
-                    some = {"$in": candidates[start : start + BATCH]}
-                    self.target.remove_docs({**place, "stage": stage, "candidate_id": some})
+            self.delete({"campaign": name, "stage": s, "candidate_id": c} for s, c in present.keys() - wanted.keys())
             self.remember(f"{name}/{number}", item["seen"], digest(_row(q) for q in item["queue"]))
             written += len(new)
         return written
