@@ -73,7 +73,9 @@ class Index:
                 parts = known[field] = [entry(value) for value in values_of(document, field)]
             multikey = multikey or len(parts) > 1 or parts[0][:1] == ARRAY
             choices.append([inverted(part) for part in parts] if direction < 0 else parts)
-        return {self.slot + b"".join(parts) for parts in itertools.product(*choices)}, multikey
+        if not multikey:
+            return {self.slot + b"".join([parts[0] for parts in choices])}, False
+        return {self.slot + b"".join(parts) for parts in itertools.product(*choices)}, True
 
 
 def id_index() -> Index:
