@@ -20,10 +20,11 @@ SECRET = re.compile(r"(?i)password|secret|token|properties|key")
 @database_options
 @click.pass_obj
 def move(settings: Settings, *, target: str) -> None:
-    """Move the database to a server: all records, the launchpad, artifacts and indexes.
+    """Copy everything to another database, and verify it there.
 
-    The copy is verified collection by collection. Interrupt it at any moment and call it again: it goes on. The old
-    database stays as it is, marked as moved. The password of the new one comes from $INV_DESIGN_DATABASE_PASSWORD.
+    All records, the launchpad, artifacts and indexes, verified collection by collection. Interrupt it at any moment and
+    call it again: it goes on. The old database stays as it is, marked as moved. The password of the new one comes from
+    $INV_DESIGN_DATABASE_PASSWORD.
     """
     from inv_design.cli.database import open_database
     from stores import move as stores_move

@@ -38,7 +38,7 @@ SUFFIXES = {"archive": ".zip", "optimade": ".jsonl"}
 @campaign_options
 @click.pass_obj
 def export(settings: Settings, *, output: Path | None, everything: bool, form: str, without_models: bool) -> None:
-    """Write a campaign into one file.
+    """Write a campaign into one file, for others or for later.
 
     An archive holds everything that the campaign's records refer to, with checksums; `inv-design import` reads it. The
     file appears under its name when it is complete.

@@ -29,10 +29,11 @@ def other_connection(embedded_connection: Connection, tmp_path: Path) -> Iterato
 
 
 @pytest.fixture(autouse=True)
-def _task_with_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Name the task with its module, or FireWorks imports its own tests in search of it."""
+def _task_with_its_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Name the task with its module, or FireWorks imports its own tests in search of it; keep its files together."""
     from fireworks import PyTask
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PyTask, "_fw_name", "{{fireworks.user_objects.firetasks.script_task.PyTask}}")
 
 
@@ -71,10 +72,7 @@ def contents(connection: Connection) -> dict[str, tuple[int, str]]:
     return {name: value for name, value in found.items() if value[0]}
 
 
-def test_everything_arrives(
-    embedded_connection: Connection, other_connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_everything_arrives(embedded_connection: Connection, other_connection: Connection) -> None:
     fill(embedded_connection)
     before = contents(embedded_connection)
     report = move(embedded_connection, other_connection)
@@ -92,12 +90,9 @@ def test_everything_arrives(
 
 
 @pytest.mark.wire
-def test_a_launchpad_goes_on_at_the_server(
-    embedded_connection: Connection, wire_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_launchpad_goes_on_at_the_server(embedded_connection: Connection, wire_server: str) -> None:
     from fireworks.core.rocket_launcher import rapidfire
 
-    monkeypatch.chdir(tmp_path)
     fill(embedded_connection)
     name = f"inv_design_test_moved_{os.getpid()}"
     with connect(f"{wire_server}/{name}", alias="server") as server:
@@ -194,12 +189,9 @@ move(["--to", sys.argv[2], "--database", "embedded:" + sys.argv[1], "--json"], o
 
 
 @pytest.mark.wire
-def test_a_killed_move_is_completed_by_the_next(
-    embedded_connection: Connection, wire_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_move_is_completed_by_the_next(embedded_connection: Connection, wire_server: str) -> None:
     from pymongo import MongoClient
 
-    monkeypatch.chdir(tmp_path)
     fill(embedded_connection, 4000)
     path = embedded_connection.client.path
     before = contents(embedded_connection)
