@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -108,6 +109,35 @@ def test_connecting_from_a_foreign_launchpad_uses_its_client(connection):
     other.close()
     assert connection.db["campaigns"].count_documents({}) == 1  # a borrowed client is not closed
     module._connections["default"] = connection
+
+
+@pytest.mark.wire
+def test_everything_on_a_server_waits_for_it(wire_connection):
+    import mongoengine
+    from fireworks import LaunchPad
+
+    from stores.outage import PatientCollection, PatientDatabase
+
+    assert isinstance(wire_connection.db, PatientDatabase)
+    assert mongoengine.get_db() is wire_connection.db
+    assert isinstance(wire_connection.gridfs()._files, PatientCollection)
+    assert isinstance(wire_connection.maggma_store("candidates")._collection, PatientCollection)
+    assert isinstance(wire_connection.launchpad().workflows, PatientCollection)
+    foreign = LaunchPad(host=f"{wire_connection._uri}?appName=rlaunch", uri_mode=True, name=wire_connection.db.name)
+    assert not isinstance(foreign.fireworks, PatientCollection)
+    from stores import connection as module
+
+    del module._connections["default"]  # a worker that never called connect()
+    with connect_from_launchpad(foreign) as other:
+        assert isinstance(foreign.fireworks, PatientCollection)
+        assert other.db.client is foreign.connection
+    foreign.connection.close()
+    module._connections["default"] = wire_connection
+
+
+def test_the_time_is_the_databases(connection):
+    assert abs(connection.now() - datetime.now(UTC).replace(tzinfo=None)) < timedelta(minutes=5)
+    assert connection.now().tzinfo is None
 
 
 def test_launchpad_survives_its_own_serialisation(embedded_connection):
