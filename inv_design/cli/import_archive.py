@@ -29,7 +29,7 @@ CONFLICTS_SHOWN = 10
 def import_archive(settings: Settings, *, files: tuple[Path, ...], dry_run: bool) -> None:
     """Read archives of campaigns into the database.
 
-    They are what `inv-design export` writes. Everything is checked first; a damaged archive is refused with the place of
+    `inv-design export` writes them. Everything is checked first; a damaged archive is refused with the place of
     the damage, and nothing is written. Records that are there already stay as they are. One that has the same id and
     other content is a conflict: it is shown with both contents, the database's is kept, and the exit code is 1. An
     import that was interrupted is completed by the same command.
