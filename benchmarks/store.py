@@ -18,7 +18,6 @@ import os
 import platform
 import random
 import shlex
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -217,7 +216,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/store.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/store.py", "--sizes", *map(str, arguments.sizes)])
+        + f" --pages {arguments.pages}",
         "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), "load": os.getloadavg()[0]},
         "targets": TARGETS,
         "document_bytes": len(bson.encode(summary(1))),

@@ -276,6 +276,8 @@ def sort_pairs(sort: Any) -> list[tuple[str, int]]:
     """Return a sort in pymongo's several forms as (field, direction) pairs."""
     if not sort:
         return []
+    if isinstance(sort, str):
+        return [(sort, 1)]
     items: Iterable[Any] = sort.items() if isinstance(sort, Mapping) else sort
     return [(item, 1) if isinstance(item, str) else (item[0], int(item[1])) for item in items]
 
