@@ -13,7 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "indexes": ("db_indexes:indexes", "Compare the indexes with those that the queries need, and create what lacks."),
     "migrate": ("db_migrate:migrate", "Bring the database to the schema of this version."),
     "users": ("db_users:users", "Print, or apply, the roles of readers, workers and curators."),
-    "move": ("db_move:move", "Move the database to a server: all records, the launchpad, artifacts and indexes."),
+    "move": ("db_move:move", "Copy everything to another database, and verify it there."),
 }
 """Sub-command -> (module:function inside this package, the first line of its help)."""
 
