@@ -138,7 +138,8 @@ class CandidateBuilder(CampaignBuilder):
 
     def _summaries(self, name: str) -> dict[str, Document]:
         fields = ["candidate_id", "input_hash", "duplicate_key", "duplicate_of", "formula"]
-        return {s["candidate_id"]: s for s in self.target.query({"campaign": name}, properties=fields)}
+        found = self.target.query({"campaign": name}, properties=fields)
+        return {s["candidate_id"]: s for s in found if s.get("candidate_id")}
 
     def _inputs(self, name: str, settings: str, candidates: Sequence[Document]) -> str:
         """Return the digest of the ids of everything that the summaries of a campaign are made of."""
