@@ -136,6 +136,7 @@ def work(lab: Lab) -> None:
     (lab.folder / "campaign.yaml").write_text(yaml.safe_dump(raw))
     launchpad = lab.private / "my_launchpad.yaml"  # what the template asks to keep readable by oneself alone
     launchpad.write_text(yaml.safe_dump({"host": lab.uri("worker"), "uri_mode": True, "name": lab.name}))
+    lab.command("too early", "launch", "--database", lab.uri("worker"))
     lab.command("db init", "db", "init", "--database", lab.uri("curator"))
     lab.process("launch", "inv_design.cli", "launch", "--database", lab.uri("worker"))
     lab.process("launch to a file", "inv_design.cli", "launch", "-o", "workflows.yaml", uri=lab.uri("worker"))
@@ -251,7 +252,14 @@ def test_what_went_wrong_was_said_in_one_line(lab: Lab) -> None:
 
 def test_the_worker_role_is_enough(lab: Lab) -> None:
     refused = {(command, collection) for role, command, collection in lab.proxy.refused if role == "worker"}
+    refused.discard(("insert", "schema"))  # too early: before the curator had set the database up
     assert {command for command, _ in refused} <= {"createIndexes"}, refused  # the curator made them: left alone
+
+
+def test_a_worker_who_is_too_early_is_told_so(lab: Lab) -> None:
+    assert lab.codes["too early"] == 1
+    assert "a curator calls `inv-design db init`" in lab.outputs["too early"]
+    assert len(lab.outputs["too early"].strip().splitlines()) == 1
 
 
 def test_the_worker_role_is_no_more_than_needed(lab: Lab) -> None:
