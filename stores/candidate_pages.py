@@ -26,6 +26,8 @@ from stores.conditions import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import numpy as np
+
     from stores.conditions import Where
 
     Filter = dict[str, Any]
@@ -41,6 +43,8 @@ SAMPLE = 300
 """Documents that are looked at for the names of nested fields."""
 BATCH = 500
 FEW_FRONTS = 5
+STRONG = 30
+"""Candidates that are compared with all others before the front is searched."""
 
 
 def candidates(
@@ -284,11 +288,26 @@ def _ranks(points: list[list[float]], fronts: int | None) -> list[int | None]:
     ranks: list[int | None] = [None] * len(points)
     left, values = np.arange(len(points)), np.asarray(points, float)
     for rank in range(fronts):
-        front = left[pareto_front(values[left])]
+        front = left[pareto_front(values[left])] if len(left) <= STRONG else _first_front(values, left)
         for i in front:
             ranks[i] = rank
         left = np.setdiff1d(left, front, assume_unique=True)
     return ranks
+
+
+def _first_front(values: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Return the Pareto front of the rows ``left``: what a few strong ones beat is passed over at once."""
+    import numpy as np
+
+    from inv_design.metrics.pareto import pareto_front
+
+    known = left[np.isfinite(values[left]).all(axis=1)]
+    places = np.argsort(np.argsort(values[known], axis=0), axis=0).sum(axis=1)
+    beaten = np.zeros(len(known), bool)
+    for strong in values[known[np.argsort(places)[:STRONG]]]:
+        beaten |= (strong <= values[known]).all(axis=1) & (strong < values[known]).any(axis=1)
+    rest = known[~beaten]
+    return rest[pareto_front(values[rest])]
 
 
 def by_ids(ids: Sequence[str]) -> list[dict[str, Any]]:

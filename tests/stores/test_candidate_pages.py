@@ -193,6 +193,15 @@ def test_pareto_fronts(
     assert order == sorted(order, key=lambda r: 99 if r is None else r)
 
 
+@given(
+    st.lists(st.tuples(*[st.integers(0, 9) | st.just(float("nan"))] * 2), min_size=40, max_size=120), st.integers(1, 3)
+)
+def test_the_first_fronts_are_those_of_all(points: list[tuple[float, float]], fronts: int) -> None:
+    every = pages._ranks([list(p) for p in points], None)
+    expected = [r if r is not None and r < fronts else None for r in every]
+    assert pages._ranks([list(p) for p in points], fronts) == expected
+
+
 def test_mongoengine_gives_the_same(connection: Connection) -> None:
     fill(connection, [{"candidate_id": f"c-{i}", "campaign": "x", "bulk_modulus_vrh": float(i)} for i in range(5)])
     documents = CandidateSummary.objects(campaign="x", bulk_modulus_vrh__gte=3).order_by("-bulk_modulus_vrh")
