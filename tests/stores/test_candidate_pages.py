@@ -193,6 +193,7 @@ def test_pareto_fronts(
     assert order == sorted(order, key=lambda r: 99 if r is None else r)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(*[st.integers(0, 9) | st.just(float("nan"))] * 2), min_size=40, max_size=120), st.integers(1, 3)
 )
