@@ -98,18 +98,23 @@ class AuthenticatingProxy:
             return _reply(message, session.authenticate(command))
         if name in FREE or name in USER_MANAGEMENT:  # the wire server has none and says so
             return None
-        if session.role is None:
-            return _reply(message, _failure(13, "Unauthorized", f"command {name} requires authentication"))
+        refusal = self._authorise(name, command, session.role)
+        return None if refusal is None else _reply(message, refusal)
+
+    def _authorise(self, name: str, command: dict[str, Any], role: str | None) -> dict[str, Any] | None:
+        """Return the error for a command that a role may not give, or None."""
+        if role is None:
+            return _failure(13, "Unauthorized", f"command {name} requires authentication")
         try:
             _, collection, actions = actions_of(command)
         except ValueError as error:
-            self.refused.append((session.role, name, "unknown to stores.roles"))
-            return _reply(message, _failure(59, "CommandNotFound", str(error)))
-        if command["$db"] == "admin" or any(not allows(session.role, action, collection) for action in actions):
-            self.refused.append((session.role, name, collection))
+            self.refused.append((role, name, "unknown to stores.roles"))
+            return _failure(59, "CommandNotFound", str(error))
+        if command["$db"] == "admin" or any(not allows(role, action, collection) for action in actions):
+            self.refused.append((role, name, collection))
             words = f'not authorized on {command["$db"]} to execute command {{ {name}: "{collection}", secret: "x" }}'
-            return _reply(message, _failure(13, "Unauthorized", words))
-        self.seen.update((session.role, action, collection) for action in actions)
+            return _failure(13, "Unauthorized", words)
+        self.seen.update((role, action, collection) for action in actions)
         return None
 
 
