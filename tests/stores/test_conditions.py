@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stores.conditions import (
@@ -102,6 +102,7 @@ def operators(value: object) -> set[str]:
     return found
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.sampled_from(["=", "!=", ">", "<=", "=="]), st.text(max_size=30))
 def test_no_text_becomes_an_operator_or_a_pattern(name: str, operator: str, value: str) -> None:
     try:
@@ -116,6 +117,7 @@ def test_no_text_becomes_an_operator_or_a_pattern(name: str, operator: str, valu
     assert all(isinstance(v, str | int | float | bool | None) for v in values)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.text(max_size=5) | st.integers(), lambda x: st.dictionaries(st.text(max_size=5), x)))
 def test_no_mapping_passes_as_a_value(value: object) -> None:
     if isinstance(value, dict):
