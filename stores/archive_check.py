@@ -7,12 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from stores.archive import UNREADABLE
+from stores.content import check_content, expect, hashed_model_id
 from stores.references import FIELDS, key_of, references
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from pymatgen.core import Structure
 
     from stores.archive import Archive
     from stores.connection import Connection
@@ -112,20 +111,11 @@ class ArchiveCheck:
         if "_id" in record or "artifact" in record:
             raise ValueError("has an _id or artifact, which belong to a database")
         records._check(collection, record)
-        if collection == "structures":
-            if not hashed:
-                _check_structure(whole)
-        elif collection == "calculations":
-            _same(
-                record, "calculation_id", records.calculation_id(*_take(record, "structure_id", "kind", "protocol_id"))
-            )
-        elif collection == "candidates":
-            _same(record, "candidate_id", records.candidate_id(*_take(record, "campaign", "round", "seed", "index")))
-        elif collection == "training_sets":
-            _same(record, "training_set_id", records.training_set_id(whole.get("members") or []))
-        elif collection == "models":
+        if not hashed:
+            check_content(collection, whole)
+        if collection == "models":
             if record["model_id"] not in self._older_ids:
-                _same(record, "model_id", hashed_model_id(record))
+                expect(record, "model_id", hashed_model_id(record))
             self._use(str(record["sha256"]), record.get("size"))
         elif collection == "campaigns":
             self.configs[record["name"]] = comparable_config(record)
@@ -213,46 +203,3 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
             yield from changed_settings(one, other, f"{prefix}{key}.")
         elif one != other or (isinstance(one, dict) and list(one) != list(other or ())):
             yield f"{prefix}{key} {json.dumps(one)} -> {json.dumps(other)}"
-
-
-def hashed_model_id(record: Mapping[str, Any]) -> str:
-    """Return the id that a model's file, training set and place in a campaign have."""
-    from stores.records import model_id
-
-    return model_id(*(record.get(field) for field in ("sha256", "training_set_id", "campaign", "round")))  # type: ignore[arg-type]
-
-
-def _check_structure(record: Mapping[str, Any]) -> None:
-    from inv_design.structures.files import structure_from_dict
-    from inv_design.structures.identity import structure_id
-    from stores.provenance import versions
-
-    structure = structure_from_dict(record["structure"])
-    identity = structure_id(structure)
-    if identity != record["structure_id"]:
-        there, here = (record["provenance"].get("versions") or {}).get("spglib"), versions().get("spglib")
-        other = "" if there in (here, None) else f" (by spglib {here}, it was made with {there}: install that one)"
-        raise ValueError(f"structure_id is {record['structure_id']!r}, its content has {identity!r}{other}")
-    if not _is_formula_of(structure, record["formula"]):
-        raise ValueError(f"formula is {record['formula']!r}, its content has {structure.composition.reduced_formula!r}")
-    _same(record, "nsites", len(structure))
-    _same(record, "elements", sorted({element.symbol for element in structure.composition.elements}))
-
-
-def _is_formula_of(structure: Structure, formula: str) -> bool:
-    """Return whether a formula is a crystal's, in whatever order a version of pymatgen writes the elements."""
-    from pymatgen.core import Composition
-
-    try:
-        return bool(Composition(formula).reduced_composition == structure.composition.reduced_composition)
-    except ValueError:
-        return False
-
-
-def _take(record: Mapping[str, Any], *fields: str) -> list[Any]:
-    return [record[field] for field in fields]
-
-
-def _same(record: Mapping[str, Any], field: str, expected: Any) -> None:
-    if record[field] != expected:
-        raise ValueError(f"{field} is {record[field]!r}, its content has {expected!r}")

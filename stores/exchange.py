@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stores.archive import Archive, ArchiveWriter
-from stores.archive_check import ORDER, ArchiveCheck, changed_settings, comparable_config, hashed_model_id
+from stores.archive_check import ORDER, ArchiveCheck, changed_settings, comparable_config
+from stores.content import hashed_model_id
 from stores.references import everything, key_of, of_campaigns, read, references
 
 if TYPE_CHECKING:

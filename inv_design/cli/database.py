@@ -10,24 +10,43 @@ if TYPE_CHECKING:
     from stores.connection import Connection
 
 
-def open_database(settings: Settings, *, read_only: bool = False) -> Connection:
+def open_database(settings: Settings, *, read_only: bool = False, moving: bool = False) -> Connection:
     """Connect to the database that the options name; an embedded one lies beside the campaign file.
+
+    A database that was moved can be read, with a note; only ``moving`` may write to it again.
 
     Raises
     ------
     ConfigError
         If the database is to come from a campaign file that is missing or wrong.
     ConnectionError
-        If it does not answer, or there is nothing to read yet.
+        If it does not answer, there is nothing to read yet, or it was moved and is to be written.
     """
     from stores.connection import connect
 
-    return connect(
+    connection = connect(
         settings.database_uri(),
         root=settings.config.resolve().parent,
         password=_password(settings),
         read_only=read_only,
     )
+    if not moving:
+        _mind_the_move(connection)
+    return connection
+
+
+def _mind_the_move(connection: Connection) -> None:
+    """Say where a database that was moved is now; raise ConnectionError if it is about to be written."""
+    from inv_design.cli import render
+    from stores.move import moved_to
+
+    if (place := moved_to(connection)) is None:
+        return
+    if not connection.read_only:
+        old = connection.uri_redacted
+        connection.close()
+        raise ConnectionError(f"{old} was moved to {place}; set `database:` in campaign.yaml to that")
+    render.say(f"note: {connection.uri_redacted} was moved to {place}; this is what it held then")
 
 
 def campaign_name(settings: Settings) -> str:

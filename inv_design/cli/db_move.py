@@ -32,7 +32,7 @@ def move(settings: Settings, *, target: str) -> None:
 
     root = settings.config.resolve().parent
     with (
-        open_database(settings) as source,
+        open_database(settings, moving=True) as source,
         connect(target, root=root, alias="move") as destination,
         render.progress("Move") as bar,
     ):

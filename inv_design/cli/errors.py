@@ -70,8 +70,33 @@ def report(error: Exception, *, debug: bool) -> int:
         error.show()
         return WRONG_USAGE
     prefix = "" if isinstance(error, NothingMatched | click.Abort) else "error: "
-    print(f"{prefix}{describe(error)}", file=sys.stderr)
+    print(f"{prefix}{blame(error) or describe(error)}", file=sys.stderr)
     return exit_code(error)
+
+
+UNFORESEEN = (TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RecursionError)
+"""What Python raises on data of another shape than was expected."""
+
+
+def blame(error: BaseException) -> str | None:
+    """Return one line on the record behind an error that nobody foresaw, ``None`` without an open database.
+
+    A command that reads trips over a record that was changed behind the program's back; which one, the check tells.
+    """
+    foreseen = not isinstance(error, UNFORESEEN) or (isinstance(error, KeyError) and " " in str(error))
+    if foreseen or "stores.connection" not in sys.modules:
+        return None
+    from stores.connection import current
+    from stores.integrity import problems
+
+    try:
+        problem = next(problems(current(), shapes_only=True), None)
+    except Exception:  # no database, or one that does not answer: it is the first error that counts
+        return None
+    if problem is not None:
+        return f"a record is damaged: {one_line(str(problem))} (`inv-design db check` finds all)"
+    what = one_line(f"{type(error).__name__}: {error}")
+    return f"{what}; if somebody changed records, `inv-design db check` tells which, and --debug shows the trace"
 
 
 def one_line(text: str) -> str:
