@@ -11,7 +11,7 @@ from inv_design.cli import errors
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("db_init:init", "Create the collections' indexes, start the launchpad's counters, stamp the schema."),
     "indexes": ("db_indexes:indexes", "Compare the indexes with those that the queries need, and create what lacks."),
-    "check": ("db_check:check", "Read every record: is it what it says?"),
+    "check": ("db_check:check", "Read every record, and compare it with what it should be."),
     "migrate": ("db_migrate:migrate", "Bring the database to the schema of this version."),
     "users": ("db_users:users", "Print, or apply, the roles of readers, workers and curators."),
     "move": ("db_move:move", "Copy everything to another database, and verify it there."),
