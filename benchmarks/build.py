@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -299,6 +300,7 @@ def main() -> None:
     for kind in arguments.stores:
         with database(kind, arguments.database) as connection:
             results[kind] = measure(connection, arguments.n, arguments.seed)
+            results[kind]["load_average"] = round(os.getloadavg()[1], 1)  # of the last five minutes: is it believable?
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
