@@ -89,7 +89,7 @@ def _yaml(value: Any) -> str:
 
 def records() -> str:
     """Return the page of the records: a table per collection, each field with its type, and the indexes."""
-    from stores.documents import AUTHORITATIVE, DERIVED
+    from stores.documents import AUTHORITATIVE, DERIVED, OPERATIONAL
 
     lines = [
         "# Records",
@@ -107,7 +107,7 @@ def records() -> str:
         "calculation.",
         "",
     ]
-    for title, group in (("Authoritative", AUTHORITATIVE), ("Derived", DERIVED)):
+    for title, group in (("Authoritative", AUTHORITATIVE), ("Derived", DERIVED), ("Operational", OPERATIONAL)):
         lines += [f"## {title}", ""]
         for document in group:
             lines += _document(document)

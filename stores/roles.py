@@ -92,7 +92,7 @@ def privileges(role: str) -> tuple[Privilege, ...]:
         (_operational(), KEEP if role == "worker" else READ),
         (LAUNCHPAD, ("find", "insert", "update") if role == "worker" else ("find",)),
         (FILES, INSERT if role == "worker" else ("find",)),  # GridFS looks for its indexes before the first file
-        (("schema",), ("find",)),
+        (("schema", "moves"), ("find",)),
     ]
     return (
         *(Privilege(collection, actions) for collections, actions in groups if actions for collection in collections),

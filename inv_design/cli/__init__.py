@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),
     "export": ("export:export", "Write a campaign into one file, for others or for later."),
     "import": ("import_archive:import_archive", "Read archives of campaigns into the database."),
-    "db": ("db:db", "Set up, index, migrate, share and move the database."),
+    "db": ("db:db", "Set up, index, check, migrate, share and move the database."),
 }
 """Command name -> (module:function inside this package, the first line of its help)."""
 
