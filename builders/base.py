@@ -235,13 +235,14 @@ class CampaignBuilder(Builder):
         from inv_design.config import CampaignConfig, describe_error
 
         criteria = {} if self.campaign is None else {"name": self.campaign}
-        found = sorted(self.read["campaigns"].query(criteria), key=lambda c: c["name"])
+        found = sorted(self.legible(self.read["campaigns"].query(criteria), "name"), key=lambda c: c["name"])
         if self.campaign is not None and not found:
-            known = ", ".join(sorted(self.read["campaigns"].distinct("name"))) or "none yet"
+            others = self.legible(self.read["campaigns"].query({}, properties=["name"]), "name")
+            known = ", ".join(sorted(c["name"] for c in others)) or "none yet"
             raise ValueError(f"campaign {self.campaign!r} is not in this database; it holds {known}")
         for document in found:
             try:
-                yield document["name"], CampaignConfig.model_validate(document["config"])
+                yield document["name"], CampaignConfig.model_validate(document.get("config"))
             except ValidationError as error:
                 message = f"campaign {document['name']!r}: {describe_error(error)}"
                 if self.campaign is not None:
@@ -289,13 +290,28 @@ class CampaignBuilder(Builder):
             self.logger.error("a part of %s is lost: %s", document.get("_id"), one_line(error))
             return document
 
+    def legible(self, documents: Iterable[dict[str, Any]], *texts: str, own: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the documents whose fields ``texts`` are text and whose round is a number, or absent if not ``own``.
+
+        Another was changed by somebody: it is removed where it is this builder's ``own``, and else told and left out.
+        """
+        for document in documents:
+            number = document.get("round")
+            number_is_sound = (number is None and not own) or (isinstance(number, int) and not isinstance(number, bool))
+            if number_is_sound and all(isinstance(document.get(name), str) for name in texts):
+                yield document
+            elif own:
+                self.target.remove_docs({"_id": document["_id"]})
+            else:
+                self.logger.error("a record is damaged and left out (`inv-design db check`): %s", document.get("_id"))
+
     def stamp(self, inputs: Iterable[str | None] = ()) -> dict[str, Any]:
         """Return the fields that say when, by what and from what a document was built."""
         now = datetime.now(UTC).replace(tzinfo=None)
         made = {
             "created_at": now,
             "builder": type(self).__name__,
-            "inputs": list(dict.fromkeys(i for i in inputs if i)),
+            "inputs": list(dict.fromkeys(i for i in inputs if isinstance(i, str))),
         }
         return {"builder_version": self.version, "last_updated": now, "provenance": made}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ class CampaignMetricsBuilder(CampaignBuilder):
         for name, config in self.campaigns():
             rounds: dict[int, list[Document]] = defaultdict(list)
             light = ["candidate_id", "input_hash", "round"]
-            for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=light):
+            found = self.read["candidate_summaries"].query({"campaign": name}, properties=light)
+            for summary in self.legible(found, "candidate_id"):
                 self.counts.read += 1
                 if summary.get("round") is not None:
                     rounds[summary["round"]].append(summary)
@@ -67,7 +69,7 @@ class CampaignMetricsBuilder(CampaignBuilder):
                     "mlip_budget": config.stages.mlip.budget_per_round,
                     "summaries": sorted(rounds.get(number, []), key=lambda s: s["candidate_id"]),
                     "models": sorted(models.get(number, []), key=lambda m: m["model_id"]),
-                    "evaluations": sorted(evaluations.get(number, []), key=lambda e: (e["target"], e["evaluation_id"])),
+                    "evaluations": sorted(evaluations.get(number, []), key=_evaluation_order),
                     "training_set_id": sets[number][-1] if sets.get(number) else None,
                 }
                 item["input_hash"] = input_hash(item, self.version)
@@ -75,16 +77,20 @@ class CampaignMetricsBuilder(CampaignBuilder):
                     found = self.read["candidate_summaries"].query(
                         {"campaign": name, "round": number}, properties=FIELDS
                     )
-                    item["summaries"] = sorted(found, key=lambda s: s["candidate_id"])
+                    item["summaries"] = sorted(self.legible(found, "candidate_id"), key=lambda s: s["candidate_id"])
                     item["input_hash"] = input_hash(item, self.version)  # of what was read in the end
-                    training_set, complete = self._training_set(item["training_set_id"])
+                    try:
+                        training_set, complete = self._training_set(item["training_set_id"])
+                    except (KeyError, TypeError, AttributeError) as error:  # somebody changed it
+                        self.logger.error("training set %s is left out: %s", item["training_set_id"], one_line(error))
+                        training_set, complete = None, False
                     if not complete:
                         item["input_hash"] = None  # what is missing may come: the round is built again
                     yield {**item, "training_set": training_set}
 
     def _hashes(self, name: str) -> dict[int, Any]:
-        found = self.target.query({"campaign": name}, properties=["round", "input_hash"])
-        return {metrics["round"]: metrics.get("input_hash") for metrics in found}
+        found = list(self.target.query({"campaign": name}, properties=["round", "input_hash"]))
+        return {metrics["round"]: metrics.get("input_hash") for metrics in self.legible(found, own=True)}
 
     def process_item(self, item: Document) -> Document:
         """Return the metrics of one round; what cannot be computed is a failed document with its error."""
@@ -104,7 +110,8 @@ class CampaignMetricsBuilder(CampaignBuilder):
 
     def _grouped(self, collection: str, name: str, fields: list[str]) -> dict[int, list[Document]]:
         grouped: dict[int, list[Document]] = defaultdict(list)
-        for document in self.read[collection].query({"campaign": name}, properties=fields):
+        found = self.read[collection].query({"campaign": name}, properties=fields)
+        for document in self.legible(found, f"{collection.removesuffix('s')}_id"):
             if document.get("round") is not None:
                 grouped[document["round"]].append({k: v for k, v in document.items() if k != "_id"})
         return grouped
@@ -136,6 +143,11 @@ class CampaignMetricsBuilder(CampaignBuilder):
                 return [formulas[i] for i in sorted(formulas)], False
             _backgrounds[identity] = [formulas[i] for i in sorted(formulas)]
         return _backgrounds[identity], True
+
+
+def _evaluation_order(evaluation: Mapping[str, Any]) -> tuple[float, str]:
+    target = evaluation.get("target")
+    return (target if isinstance(target, int | float) else math.inf, evaluation["evaluation_id"])
 
 
 def input_hash(item: Mapping[str, Any], version: str) -> str:

@@ -83,7 +83,8 @@ class CandidateBuilder(CampaignBuilder):
         settings = content_id("h", [self.version, summary_settings(config), self.protocols or {}])
         # before the candidates: whoever has a summary here has a candidate there, unless somebody took it away
         done = self._summaries(name)
-        candidates = list(self.read["candidates"].query({"campaign": name}, properties={"provenance": 0}))
+        found = self.read["candidates"].query({"campaign": name}, properties={"provenance": 0})
+        candidates = list(self.legible(found, "candidate_id"))
         self.counts.read += len(candidates)
         seen = self._inputs(name, settings, candidates)
         present = digest((identity, summary.get("input_hash")) for identity, summary in done.items())
@@ -106,10 +107,11 @@ class CandidateBuilder(CampaignBuilder):
         dump = config.model_dump(mode="json")
         for start in range(0, len(stale), self.chunk_size):
             batch = stale[start : start + self.chunk_size]
-            wanted = [i["candidate"]["structure_id"] for i in batch if i["error"] is None]
+            crystals = [i["candidate"]["structure_id"] if i["error"] is None else None for i in batch]
+            wanted = [crystal for crystal in crystals if crystal is not None]
             structures = {s["structure_id"]: s for s in self.fetch("structures", "structure_id", wanted)}
-            for item in batch:
-                yield {**item, "config": dump, "structure": structures.get(item["candidate"].get("structure_id"))}
+            for item, crystal in zip(batch, crystals, strict=True):
+                yield {**item, "config": dump, "structure": structures.get(crystal)}
 
     def process_item(self, item: Document) -> Document:
         """Return the summary of one candidate; one that cannot be made is a failed document with its error."""
@@ -139,7 +141,7 @@ class CandidateBuilder(CampaignBuilder):
     def _summaries(self, name: str) -> dict[str, Document]:
         fields = ["candidate_id", "input_hash", "duplicate_key", "duplicate_of", "formula"]
         found = self.target.query({"campaign": name}, properties=fields)
-        return {s["candidate_id"]: s for s in found if s.get("candidate_id")}
+        return {s["candidate_id"]: s for s in found if isinstance(s.get("candidate_id"), str)}
 
     def _inputs(self, name: str, settings: str, candidates: Sequence[Document]) -> str:
         """Return the digest of the ids of everything that the summaries of a campaign are made of."""
@@ -280,12 +282,14 @@ class CandidateBuilder(CampaignBuilder):
         found: dict[int, set[str]] = defaultdict(set)
         rounds: dict[str, set[int]] = defaultdict(set)
         query: Document = {"campaign": name, "kind": "predictor"}
-        for model in self.read["models"].query(query, properties=["round", "model_id", "training_set_id"]):
+        own = self.read["models"].query(query, properties=["round", "model_id", "training_set_id"])
+        for model in self.legible(own, "model_id"):
             if model.get("round") is not None:
                 found[model["round"]].add(model["model_id"])
                 rounds[str(model.get("training_set_id"))].add(model["round"])
         query = {"campaign": None, "kind": "predictor", "training_set_id": {"$in": sorted(rounds)}}
-        for model in self.read["models"].query(query, properties=["model_id", "training_set_id"]):
+        further = self.read["models"].query(query, properties=["model_id", "training_set_id"])
+        for model in self.legible(further, "model_id", "training_set_id"):
             for number in rounds[model["training_set_id"]]:
                 found[number].add(model["model_id"])
         return found

@@ -72,7 +72,8 @@ class ScreeningQueueBuilder(CampaignBuilder):
             if not stale:
                 continue
             rounds: dict[int, list[Document]] = defaultdict(list)
-            for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=FIELDS):
+            found = self.read["candidate_summaries"].query({"campaign": name}, properties=FIELDS)
+            for summary in self.legible(found, "candidate_id"):
                 if summary.get("round") is not None:
                     rounds[summary["round"]].append(summary)
             for summaries in rounds.values():
@@ -92,12 +93,14 @@ class ScreeningQueueBuilder(CampaignBuilder):
         settings = content_id("h", [self.version, config.model_dump(mode="json"), self.protocols or {}])
         inputs: dict[int, list[Any]] = defaultdict(list)
         light = ["candidate_id", "round", "input_hash"]
-        for summary in self.read["candidate_summaries"].query({"campaign": name}, properties=light):
+        summaries = self.read["candidate_summaries"].query({"campaign": name}, properties=light)
+        for summary in self.legible(summaries, "candidate_id"):
             self.counts.read += 1
             if summary.get("round") is not None:
                 inputs[summary["round"]].append([summary["candidate_id"], summary.get("input_hash")])
         present: dict[int, list[Any]] = defaultdict(list)
-        for entry in self.target.query({"campaign": name}, properties=["round", *QUEUED]):
+        entries = list(self.target.query({"campaign": name}, properties=["round", *QUEUED]))
+        for entry in self.legible(entries, "stage", "candidate_id", own=True):
             present[entry["round"]].append(_row(entry))
         stale: dict[int, str] = {}
         seen = settings

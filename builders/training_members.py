@@ -20,7 +20,7 @@ def training_set_ids(training_sets: Store, models: Store, campaign: str) -> dict
     for store in (training_sets, models):
         records += list(store.query({"campaign": campaign}, properties=["round", "training_set_id"]))
     for record in records:
-        if record.get("round") is not None and record.get("training_set_id"):
+        if isinstance(record.get("round"), int) and isinstance(record.get("training_set_id"), str):
             found[record["round"]].add(record["training_set_id"])
     first: dict[str, int] = {}  # a kept model brings the older set that it learned from
     for number in sorted(found):

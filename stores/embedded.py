@@ -19,6 +19,7 @@ from mongomock_ng.database import Database
 from mongomock_ng.mongo_client import MongoClient
 from pymongo.errors import ConfigurationError, OperationFailure
 
+from stores import projection
 from stores.sqlite_planner import explained, sort_pairs
 from stores.sqlite_server import SQLiteServer
 
@@ -253,7 +254,10 @@ class EmbeddedCursor(Cursor):
             found = collection._store.matching(
                 self._spec, sort_pairs(self._sort), skip=skip, limit=None if limit is None else abs(limit)
             )
-            if self._projection:
+            parsed = projection.parse(self._projection)
+            if parsed is not None:
+                results = [_projected(document, blob, parsed) for document, blob in found]
+            elif self._projection:
                 results = [
                     collection._copy_only_fields(document, _copy(self._projection), dict, filter=self._spec)
                     for document, _ in found
@@ -295,5 +299,12 @@ class EmbeddedCursor(Cursor):
         return self
 
 
-def _copy(projection: Any) -> Any:
-    return dict(projection) if isinstance(projection, Mapping) else list(projection)
+def _copy(given: Any) -> Any:
+    return dict(given) if isinstance(given, Mapping) else list(given)
+
+
+def _projected(document: Mapping[str, Any], blob: bytes, parsed: tuple[bool, bool, projection.Tree]) -> dict[str, Any]:
+    """Return a private copy of a document's part: what is kept is copied, what is left comes from the bytes."""
+    if parsed[0]:
+        return bson.decode(bson.encode(projection.project(document, *parsed)))
+    return projection.project(bson.decode(blob), *parsed)

@@ -94,7 +94,9 @@ class SQLiteServer(ServerStore):
             connection.execute("COMMIT")
         elif (application_id, version) == (APPLICATION_ID, 1):
             if self.read_only:
-                raise ConnectionError(f"{self.path} was made by an older version; `inv-design db migrate` brings it up to date")
+                raise ConnectionError(
+                    f"{self.path} was made by an older version; `inv-design db migrate` brings it up to date"
+                )
             upgrade_from_1(connection)
         elif not empty and (application_id, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise ConnectionError(
