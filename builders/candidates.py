@@ -83,8 +83,7 @@ class CandidateBuilder(CampaignBuilder):
         settings = content_id("h", [self.version, summary_settings(config), self.protocols or {}])
         # before the candidates: whoever has a summary here has a candidate there, unless somebody took it away
         done = self._summaries(name)
-        found = self.read["candidates"].query({"campaign": name}, properties={"provenance": 0})
-        candidates = list(self.legible(found, "candidate_id"))
+        candidates = list(self.read["candidates"].query({"campaign": name}, properties={"provenance": 0}))
         self.counts.read += len(candidates)
         seen = self._inputs(name, settings, candidates)
         present = digest((identity, summary.get("input_hash")) for identity, summary in done.items())
@@ -92,7 +91,8 @@ class CandidateBuilder(CampaignBuilder):
             return
         if self.from_scratch:
             _searches.pop(name, None)
-        self.delete({"candidate_id": i} for i in done.keys() - {c.get("candidate_id") for c in candidates})
+        there = {c["candidate_id"] for c in candidates if isinstance(c.get("candidate_id"), str)}
+        self.delete({"candidate_id": i} for i in done.keys() - there)
         if self.from_scratch:
             done = {}
         sound, damaged = self._sort_out(candidates)
