@@ -259,7 +259,9 @@ def merge(clauses: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 merged[name] = wanted
                 continue
             both = [_operators(merged[name]), _operators(wanted)]
-            if name.startswith("$") or both[0].keys() & both[1].keys():
+            # $eq stands alone: some servers fail on it beside $in, on lists
+            taken = both[0].keys() & both[1].keys() or "$eq" in {*both[0], *both[1]}
+            if name.startswith("$") or taken:
                 more.append({name: wanted})
             else:
                 merged[name] = both[0] | both[1]

@@ -184,7 +184,8 @@ def test_orders() -> None:
 
 
 def test_merging_keeps_every_clause() -> None:
-    assert merge([{"a": 1}, {"a": {"$gt": 0}}]) == {"a": {"$eq": 1, "$gt": 0}}
+    assert merge([{"a": {"$lt": 3}}, {"a": {"$gt": 0}}]) == {"a": {"$lt": 3, "$gt": 0}}
+    assert merge([{"a": 1}, {"a": {"$gt": 0}}]) == {"a": 1, "$and": [{"a": {"$gt": 0}}]}
     assert merge([{"a": 1}, {"a": 2}]) == {"a": 1, "$and": [{"a": 2}]}
     assert merge([{"$or": [1]}, {"$or": [2]}]) == {"$or": [1], "$and": [{"$or": [2]}]}
 

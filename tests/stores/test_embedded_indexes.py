@@ -407,7 +407,7 @@ def test_a_file_of_version_1_is_upgraded(tmp_path):
         old.execute("INSERT INTO entries_1 VALUES (?, ?)", (b"%016d" % i, i + 1))
     old.commit()
     old.close()
-    with pytest.raises(ConnectionError, match="older version; open it once to write"):
+    with pytest.raises(ConnectionError, match="older version; `inv-design db migrate`"):
         EmbeddedClient(path, read_only=True)
     connection = connect(f"embedded:{path}")
     things = connection.db["things"]
