@@ -1,6 +1,6 @@
 """Malformed input of every kind: one line that says what is wrong, no traceback, nothing half written.
 
-`make test` tries a few hundred, `make test-slow` ten thousand.
+`make test` tries a few hundred, `make test-slow` more than ten thousand.
 """
 
 from __future__ import annotations
@@ -288,6 +288,56 @@ def test_questions(call, written_campaign, monkeypatch, question):
 def test_many_questions(call, written_campaign, monkeypatch, question):
     monkeypatch.chdir(written_campaign[0])
     call(*question)
+
+
+# -- archives --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archive(written_campaign: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Give the bytes of the campaign's archive."""
+    from stores.connection import connect
+    from stores.exchange import export_archive
+
+    path = tmp_path_factory.mktemp("archive") / "stiff.zip"
+    with connect("embedded", root=written_campaign[0], read_only=True) as connection:
+        export_archive(connection, path, campaigns=["stiff"])
+    return path.read_bytes()
+
+
+def check_archive(call: Callable[..., int], folder: Path, content: bytes, data: st.DataObject) -> None:
+    from stores.connection import connect
+
+    place = data.draw(st.integers(0, len(content) - 1))
+    change = data.draw(st.sampled_from(["flip", "cut", "insert", "remove"]))
+    some = data.draw(st.binary(min_size=1, max_size=4))
+    damaged = {
+        "flip": content[:place] + bytes([content[place] ^ some[0] or 255 - content[place]]) + content[place + 1 :],
+        "cut": content[:place],
+        "insert": content[:place] + some + content[place:],
+        "remove": content[:place] + content[place + len(some) :],
+    }[change]
+    if damaged == content:
+        return
+    (folder / "damaged.zip").write_bytes(damaged)
+    database = f"embedded:{folder / 'group.sqlite'}"
+    assert call("import", folder / "damaged.zip", "--database", database) == errors.FAILED
+    if (folder / "group.sqlite").exists():
+        with connect(database, read_only=True) as connection:
+            assert connection.db["structures"].count_documents({}) == 0
+            assert connection.db["campaigns"].count_documents({}) == 0
+
+
+@few
+@given(data=st.data())
+def test_archives(call, tmp_path, archive, data):
+    check_archive(call, tmp_path, archive, data)
+
+
+@many
+@given(data=st.data())
+def test_many_archives(call, tmp_path, archive, data):
+    check_archive(call, tmp_path, archive, data)
 
 
 # -- documents that somebody changed ---------------------------------------------------------------------------------
