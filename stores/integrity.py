@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stores import scan
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from stores.connection import Connection
 
@@ -64,7 +66,7 @@ def problems(
     done = 0
     for document in classes:
         collection = document._meta["collection"]
-        for batch in _batches(connection.db[collection].find()):
+        for batch in _batches(scan.documents(connection, collection)):
             dangling = {} if shapes_only else _dangling(connection, collection, batch)
             for record in batch:
                 text = shape_problem(document, record)
@@ -160,7 +162,7 @@ def _dangling(connection: Connection, collection: str, batch: list[dict[str, Any
     return found
 
 
-def _batches(documents: Any) -> Iterator[list[dict[str, Any]]]:
+def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     for document in documents:
         batch.append(document)

@@ -7,10 +7,11 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from stores import scan
 from stores.references import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from stores.connection import Connection
 
@@ -20,8 +21,6 @@ MARKS = "moves"
 """The collection that says where a database came from and where it went; it is not moved itself."""
 
 STAMPED = ("schema", MARKS)  # what opening a new database writes into it
-BATCH = 100
-CHUNKS = 20  # of GridFS, a quarter of a megabyte each
 INDEX_OPTIONS = ("unique", "sparse", "expireAfterSeconds", "partialFilterExpression")
 
 Report = dict[str, Any]
@@ -72,7 +71,7 @@ def fingerprint(connection: Connection, collection: str, count: _Counter | None 
     matters.
     """
     number = total = 0
-    for document in _documents(connection, collection):
+    for document in scan.documents(connection, collection):
         total += int.from_bytes(hashlib.sha256(_bytes(document)).digest(), "big")
         number += 1
         if count is not None:
@@ -129,10 +128,10 @@ class _Counter:
 
 def _copy(source: Connection, target: Connection, name: str, count: _Counter) -> int:
     """Make a collection of the target the source's; return how many documents had to be written."""
-    ids = _ids(source, name)
-    there = {_key(identity) for identity in _ids(target, name)}
+    ids = scan.ids(source, name)
+    there = {_key(identity) for identity in scan.ids(target, name)}
     written = 0
-    for part in batches(ids, _batch(name)):
+    for part in batches(ids, scan.batch_size(name)):
         documents = list(source.db[name].find({"_id": {"$in": part}}))
         known = [d["_id"] for d in documents if _key(d["_id"]) in there]
         same = {_key(d["_id"]): _bytes(d) for d in target.db[name].find({"_id": {"$in": known}})} if known else {}
@@ -145,7 +144,7 @@ def _copy(source: Connection, target: Connection, name: str, count: _Counter) ->
         written += len(new) + len(changed)
         count.add(len(documents), f"copy {name}")
     wanted = {_key(identity) for identity in ids}
-    gone = [identity for identity in _ids(target, name) if _key(identity) not in wanted] if there - wanted else []
+    gone = [identity for identity in scan.ids(target, name) if _key(identity) not in wanted] if there - wanted else []
     for part in batches(gone):
         target.db[name].delete_many({"_id": {"$in": part}})
     return written
@@ -165,23 +164,6 @@ def _copy_indexes(source: Connection, target: Connection, name: str) -> int:
 def _index(info: dict[str, Any]) -> tuple[Any, ...]:
     """Return what makes two indexes the same: fields and directions, and uniqueness."""
     return tuple((field, way) for field, way in info["key"]), bool(info.get("unique"))
-
-
-def _documents(connection: Connection, name: str) -> Iterator[dict[str, Any]]:
-    """Yield all documents; an embedded database reads a whole query at once, so it is asked for some at a time."""
-    if connection.kind != "embedded":
-        yield from connection.db[name].find({}, batch_size=_batch(name))
-        return
-    for part in batches(_ids(connection, name), _batch(name)):
-        yield from connection.db[name].find({"_id": {"$in": part}})
-
-
-def _batch(name: str) -> int:
-    return CHUNKS if name.endswith(".chunks") else BATCH
-
-
-def _ids(connection: Connection, name: str) -> list[Any]:
-    return [document["_id"] for document in connection.db[name].find({}, {"_id": 1})]
 
 
 def _key(identity: Any) -> bytes:
