@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import warnings
@@ -12,9 +11,10 @@ import click
 
 from inv_design import __version__
 from inv_design.cli import errors
+from inv_design.cli.lazy import LazyGroup, Table
 from inv_design.cli.options import Settings, common_options
 
-COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: Table = {
     "init": ("init:init", "Write a commented campaign.yaml into a new directory."),
     "check": ("check:check", "Test every part that a campaign needs; show a tick or the cure."),
     "ingest": ("ingest:ingest", "Read crystals and their labels from files into the database."),
@@ -42,7 +42,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_archive:import_archive", "Read archives of campaigns into the database."),
     "db": ("db:db", "Set up, index, check, migrate, share and move the database."),
 }
-"""Command name -> (module:function inside this package, the first line of its help)."""
 
 
 ENVIRONMENT = {
@@ -54,33 +53,10 @@ ENVIRONMENT = {
 """What libraries read when they are imported; what the user has set is kept."""
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is called, and turns errors into one line."""
+class Commands(LazyGroup):
+    """The commands of `inv-design`; turns errors into one line."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the command names in the order of a campaign's life."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Return a command by name, imported now."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, function = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(f"inv_design.cli.{module}"), function)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that ``args`` name; a misspelt one is answered with the nearest name."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}{errors.nearest(args[0], list(COMMANDS))}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the list of commands without importing any of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+    table = COMMANDS
 
     def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
         """Run the command line and exit with 0 done, 1 failed, 2 wrong usage, 3 nothing matched, 130 interrupted."""
@@ -99,7 +75,7 @@ class LazyGroup(click.Group):
         sys.exit(code if isinstance(code, int) else errors.DONE)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="inv-design")
 @common_options
 def main() -> None:
