@@ -86,7 +86,11 @@ class ArchiveWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._zip.close()
+        try:
+            self._zip.close()
+        except BaseException:  # a full disk: what was written must not keep it full
+            self.partial.unlink(missing_ok=True)
+            raise
         if kind is not None:
             self.partial.unlink(missing_ok=True)
 

@@ -129,16 +129,11 @@ class ArchiveCheck:
         """Return a record with its spilled parts, from the archive's artifacts."""
         if not record.get("spilled"):
             return record
-        import bson
+        from stores.artifacts import unspill
 
-        from stores.artifacts import _replace
-
-        whole = dict(record)
-        for part in reversed(whole.pop("spilled")):
+        for part in record["spilled"]:
             self._use(part["sha256"], part["size"], needed=True)
-            value = bson.decode(self.archive.artifact(part["sha256"]))["value"]
-            _replace(whole, part["path"], lambda _, value=value: value)
-        return whole
+        return unspill(record, blob_of=self.archive.artifact)
 
     def _use(self, sha256: str, size: int | None, *, needed: bool = False) -> None:
         """Note that a record has an artifact; ValueError if the archive should have it and does not."""

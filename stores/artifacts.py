@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from bson import ObjectId
 
@@ -18,15 +18,33 @@ SHORT = 200  # characters of a text that stays in its document
 
 
 def put(blob: bytes, *, kind: str = "", connection: Connection | None = None) -> ObjectId:
-    """Store bytes and return their GridFS file id; bytes that are there already are not stored again."""
+    """Store bytes and return their GridFS file id; bytes that are there already, undamaged, are not stored again."""
     from stores.connection import current
 
-    files = (connection or current()).gridfs()
     digest = hashlib.sha256(blob).hexdigest()
-    for file in files.find({"filename": digest}):
-        if file.length == len(blob):
-            return file._id
-    return files.put(blob, filename=digest, sha256=digest, kind=kind)
+    found = find(digest, connection=connection)
+    if found is not None:
+        return found
+    return (connection or current()).gridfs().put(blob, filename=digest, sha256=digest, kind=kind)
+
+
+def find(sha256: str, *, connection: Connection | None = None) -> ObjectId | None:
+    """Return the GridFS file id of the bytes with a SHA-256, ``None`` if there are none or all are damaged."""
+    return next((identity for identity, _ in _sound(sha256, connection)), None)
+
+
+def _sound(sha256: str, connection: Connection | None) -> Iterator[tuple[ObjectId, bytes]]:
+    from gridfs.errors import CorruptGridFile
+
+    from stores.connection import current
+
+    for file in (connection or current()).gridfs().find({"filename": sha256}):
+        try:
+            blob = file.read()
+        except CorruptGridFile:
+            continue
+        if hashlib.sha256(blob).hexdigest() == sha256:
+            yield file._id, blob
 
 
 def get(sha256: str, *, connection: Connection | None = None) -> bytes:
@@ -39,22 +57,13 @@ def get(sha256: str, *, connection: Connection | None = None) -> bytes:
     ValueError
         If what is stored does not have this SHA-256 (damaged or cut off).
     """
-    from gridfs.errors import CorruptGridFile
-
     from stores.connection import current
 
-    files = (connection or current()).gridfs()
-    stored = list(files.find({"filename": sha256}))
-    if not stored:
+    for _, blob in _sound(sha256, connection):
+        return blob
+    if not (connection or current()).gridfs().exists(filename=sha256):
         raise KeyError(f"no artifact with SHA-256 {sha256}; it was not imported with its document")
-    for file in stored:
-        try:
-            blob = file.read()
-        except CorruptGridFile:
-            continue
-        if hashlib.sha256(blob).hexdigest() == sha256:
-            return blob
-    raise ValueError(f"artifact {sha256} is damaged: its bytes have another SHA-256; restore it from a backup")
+    raise ValueError(f"artifact {sha256} is damaged: its bytes have another SHA-256; import an archive that has it")
 
 
 def spill(
@@ -92,8 +101,15 @@ def spill(
     return document
 
 
-def unspill(document: Mapping[str, Any], *, connection: Connection | None = None) -> dict[str, Any]:
+def unspill(
+    document: Mapping[str, Any],
+    *,
+    connection: Connection | None = None,
+    blob_of: Callable[[str], bytes] | None = None,
+) -> dict[str, Any]:
     """Return the document with everything back that :func:`spill` moved, the last part first.
+
+    ``blob_of`` reads the bytes with a SHA-256 from elsewhere than GridFS.
 
     Raises
     ------
@@ -104,7 +120,8 @@ def unspill(document: Mapping[str, Any], *, connection: Connection | None = None
 
     document = dict(document)
     for part in reversed(document.pop("spilled", None) or []):
-        value = bson.decode(get(part["sha256"], connection=connection))["value"]
+        blob = blob_of(part["sha256"]) if blob_of else get(part["sha256"], connection=connection)
+        value = bson.decode(blob)["value"]
         _replace(document, part["path"], lambda _, value=value: value)
     return document
 

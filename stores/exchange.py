@@ -283,13 +283,9 @@ class Arrival:
                 self._advance(total, collection, len(batch))
 
     def _take_artifact(self, archive: Archive, sha256: str, kind: str) -> dict[str, ObjectId]:
-        from stores.artifacts import put
+        from stores.artifacts import find, put
 
-        size = archive.members[f"artifacts/{sha256}"]["size"]
-        found = None
-        if self.connection is not None:
-            files = self.connection.gridfs().find({"filename": sha256})
-            found = next((file._id for file in files if file.length == size), None)
+        found = None if self.connection is None else find(sha256, connection=self.connection)
         met = ("artifacts", sha256) in self._met
         self.artifacts["known" if found is not None or met else "new"] += 1
         if self.dry_run or self.connection is None:
@@ -313,7 +309,7 @@ class Arrival:
         new = []
         for key, record in zip(keys, batch, strict=True):
             if key in there:
-                different = differences(collection, there[key], record)
+                different = differences(collection, *self._comparable(archive, there[key], record))
                 counts["conflicts" if different else "known"] += 1
                 if different:
                     self._conflict(archive, collection, key, different)
@@ -331,6 +327,19 @@ class Arrival:
         counts["new"] += inserted
         counts["known"] += len(new) - inserted  # another import was faster
 
+    def _comparable(
+        self, archive: Archive, here: dict[str, Any], there: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return both records, with their spilled parts if these are not the same."""
+        from stores.artifacts import unspill
+
+        if _spilled(here) == _spilled(there):
+            return here, there
+        try:
+            return unspill(here, connection=self.connection), unspill(there, blob_of=archive.artifact)
+        except (KeyError, ValueError):  # what is damaged here cannot be compared
+            return {**here, "parts": _spilled(here)}, {**there, "parts": _spilled(there)}
+
     def _conflict(self, archive: Archive, collection: str, key: str, different: list[Report]) -> None:
         place = {"collection": collection, "id": key, "path": str(archive.path)}
         self.conflicts.append(place | {"differences": different if len(self.conflicts) < SHOWN else different[:1]})
@@ -343,6 +352,10 @@ class Arrival:
 
 def _records(archive: Archive, collection: str) -> Iterator[tuple[int, dict[str, Any]]]:
     return archive.records(collection) if archive.count(collection) else iter(())
+
+
+def _spilled(record: Mapping[str, Any]) -> list[str]:
+    return sorted(str(part["sha256"]) for part in record.get("spilled") or ())
 
 
 def differences(collection: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Report]:

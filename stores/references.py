@@ -29,6 +29,13 @@ FIELDS: dict[str, dict[str, str]] = {
 """Collection -> field -> the collection whose record it names."""
 
 
+LAST_WRITTEN_FIRST = (
+    "steps", "evaluations", "predictions", "candidates", "models", "training_sets", "calculations", "campaigns",
+    "structures",
+)  # fmt: skip
+"""The order in which a database is read that others write meanwhile: what a record needs was written before it."""
+
+
 def references(collection: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (collection, key) of every record that a record cannot be understood without.
 
@@ -64,7 +71,7 @@ def everything(connection: Connection) -> dict[str, set[str]]:
     from stores.records import _KEYS
 
     keys: dict[str, set[str]] = {}
-    for collection in FIELDS:
+    for collection in LAST_WRITTEN_FIRST:
         fields = _KEYS[collection]
         found = connection.db[collection].find({}, {"_id": 0, **dict.fromkeys(fields, 1)})
         keys[collection] = {key_of(collection, record) for record in found}
@@ -111,7 +118,7 @@ class _Closure:
         self.pending["campaigns"] |= set(names)
         for campaign in self.db["campaigns"].find({"name": {"$in": names}}, {"config": 1}):
             self.pending["models"] |= set(MODEL_ID.findall(str(campaign.get("config"))))  # a calculator of our own
-        for collection in ("candidates", "evaluations", "models", "training_sets", "steps"):
+        for collection in ("steps", "evaluations", "candidates", "models", "training_sets"):  # see LAST_WRITTEN_FIRST
             field = {"steps": "key"}.get(collection, f"{collection.removesuffix('s')}_id")
             found = {record[field] for record in self.db[collection].find(own, {field: 1, "_id": 0})}
             self.pending[collection] |= {key for key in found if collection != "steps" or is_finished(key)}

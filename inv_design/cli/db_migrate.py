@@ -33,7 +33,8 @@ def migrate(settings: Settings, dry_run: bool, version: int | None, force: bool)
         record["dry_run"] = dry_run
         if not settings.as_json:
             show(record)
-        if not dry_run and record["schema_version"] < record["to"]:
+        unfinished = "migrating" in (schema.stamp_of(connection) or {})
+        if not dry_run and (record["schema_version"] < record["to"] or unfinished):
             record["history"] = carry_out(connection, version, force=force)
             record["schema_version"] = schema.version_of(connection)
     if settings.as_json:

@@ -89,7 +89,8 @@ def migrate(
     """
     current = _begin_version(connection)
     end = target_version(current, to)
-    if current == end:
+    if current == end:  # one that was killed after its last step still holds the database
+        connection.db[COLLECTION].update_one({"_id": DOCUMENT}, {"$unset": {"migrating": 1}})
         connection.ensure_indexes()
         return []
     if (found := blockers(connection)) and not force:

@@ -22,7 +22,7 @@ from pymatgen.core import Lattice, Structure
 from stores import records
 from stores.archive import Archive, ArchiveWriter, decode, encode
 from stores.archive_check import ORDER, ArchiveCheck
-from stores.connection import connect
+from stores.connection import connect, current
 from stores.exchange import export_archive, import_archives
 from stores.provenance import provenance
 
@@ -287,6 +287,62 @@ def test_a_record_of_other_content_is_told_with_both(
     assert conflict["differences"] == [{"field": "results.bulk_modulus_vrh", "here": 300.0, "there": 340.0}]
     assert result["collections"]["calculations"]["conflicts"] == 1
     assert contents(other) == before
+
+
+@pytest.mark.parametrize(("factor", "conflicts"), [(1.1, 1), (1.0 + 1e-9, 0)])
+def test_a_difference_in_a_spilled_part_is_told(
+    embedded_connection: Connection,
+    elsewhere: Callable[[str], Connection],
+    tmp_path: Path,
+    factor: float,
+    conflicts: int,
+) -> None:
+    frequencies = [float(i) for i in range(120_000)]
+
+    def calculate(values: list[float], campaign: str) -> None:
+        write(campaign, A[:1])
+        candidate = current().db["candidates"].find_one({"campaign": campaign})
+        records.insert_calculation(
+            structure_id=candidate["structure_id"], kind="phonon", method="mlip", protocol_id="p-phonon",
+            state="completed", results={"frequencies": values}, provenance=provenance(command="tests"),
+        )  # fmt: skip
+
+    calculate(frequencies, "a")
+    export_archive(embedded_connection, tmp_path / "a.zip", campaigns=["a"])
+    here = elsewhere("here")
+    with connect(f"embedded:{tmp_path / 'second.sqlite'}") as second:
+        calculate([value * factor for value in frequencies], "b")
+        export_archive(second, tmp_path / "b.zip", campaigns=["b"])
+    import_archives(here, [tmp_path / "b.zip"])
+    result = import_archives(here, [tmp_path / "a.zip"])
+    assert len(result["conflicts"]) == conflicts
+    if conflicts:
+        assert result["conflicts"][0]["differences"][0]["field"].startswith("results.frequencies")
+
+
+def test_a_damaged_artifact_is_healed_by_an_import(embedded_connection: Connection, tmp_path: Path) -> None:
+    from stores import artifacts
+
+    write("a", A)
+    export_archive(embedded_connection, tmp_path / "a.zip", campaigns=["a"])
+    sha256 = embedded_connection.db["models"].find_one({})["sha256"]
+    stored = embedded_connection.gridfs().find_one({"filename": sha256})
+    embedded_connection.db["artifacts.chunks"].update_one({"files_id": stored._id}, {"$set": {"data": b"\0" * 10}})
+    assert artifacts.find(sha256) is None
+    result = import_archives(embedded_connection, [tmp_path / "a.zip"])
+    assert result["artifacts"]["new"] == 1
+    assert hashlib.sha256(artifacts.get(sha256)).hexdigest() == sha256
+
+
+def test_what_a_record_needs_is_read_after_it() -> None:
+    """Others may write while a server's database is read: what was written before a record is there when it is."""
+    from stores.references import FIELDS, LAST_WRITTEN_FIRST
+
+    assert set(LAST_WRITTEN_FIRST) == set(FIELDS)
+    place = {collection: number for number, collection in enumerate(LAST_WRITTEN_FIRST)}
+    for collection, fields in FIELDS.items():
+        assert all(place[collection] < place[target] or target == collection for target in fields.values())
+    assert place["steps"] < place["candidates"]  # a chunk is finished when all its candidates are there
 
 
 def test_a_campaign_of_the_same_name_and_other_settings_is_refused(

@@ -334,6 +334,15 @@ def test_interrupted_after_any_change_it_goes_on(first_schema: Connection, chang
     assert [len(stamped["history"][-1]["changes"][name]) for name in ("models", "summaries", "indexes")] == [4, 1, 1]
 
 
+def test_killed_after_its_last_step_it_ends(connection: Connection) -> None:
+    mine = {**schema.signature(), "to": NOW, "host": "gone", "pid": 1}
+    connection.db[schema.COLLECTION].update_one({}, {"$set": {"migrating": mine}})
+    with schema.unchecked():
+        assert runner.migrate(connection) == []
+    assert "migrating" not in (schema.stamp_of(connection) or {})
+    reopen(connection)
+
+
 @pytest.mark.parametrize("first_schema", ["embedded"], indirect=True)
 def test_killed_by_sigkill_it_goes_on(first_schema: Connection) -> None:
     path = first_schema.client.path
