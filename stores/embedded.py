@@ -108,8 +108,7 @@ class EmbeddedDatabase(Database):
     def rename_collection(self, name: str, new_name: str, dropTarget: bool = False) -> Any:
         """Give a collection another name."""
         server: SQLiteServer = self.client.server
-        with server.writing():
-            return super().rename_collection(name, new_name, dropTarget=dropTarget)
+        return server.write(super().rename_collection, name, new_name, dropTarget=dropTarget)
 
 
 class EmbeddedCollection(Collection):
@@ -122,35 +121,30 @@ class EmbeddedCollection(Collection):
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def _insert(self, data: Any, session: Any = None, ordered: bool = True, validate: bool = True) -> Any:
-        with self._server.writing():
-            if not isinstance(data, Mapping):
-                return super()._insert(data, session, ordered=ordered, validate=validate)
-            if not all(isinstance(key, str) for key in data):
-                raise ValueError("Document keys must be strings")
-            if "_id" not in data:
-                data["_id"] = bson.ObjectId()  # type: ignore[index]  # like pymongo, in the caller's document
-            self._store.insert(data)
-            return data["_id"]
+        if not isinstance(data, Mapping):
+            return self._server.write(super()._insert, data, session, ordered=ordered, validate=validate)
+        if not all(isinstance(key, str) for key in data):
+            raise ValueError("Document keys must be strings")
+        if "_id" not in data:
+            data["_id"] = bson.ObjectId()  # type: ignore[index]  # like pymongo, in the caller's document
+        self._server.write(self._store.insert, data)
+        return data["_id"]
 
     def _ensure_uniques(self, new_data: Mapping[str, Any]) -> None:
         """Leave it to the store, which checks while it writes."""
 
     def _update(self, *args: Any, **kwargs: Any) -> Any:
-        with self._server.writing():
-            return super()._update(*args, **kwargs)
+        return self._server.write(super()._update, *args, **kwargs)
 
     def _find_and_modify(self, *args: Any, **kwargs: Any) -> Any:
-        with self._server.writing():
-            return super()._find_and_modify(*args, **kwargs)
+        return self._server.write(super()._find_and_modify, *args, **kwargs)
 
     def _delete(self, *args: Any, **kwargs: Any) -> Any:
-        with self._server.writing():
-            return super()._delete(*args, **kwargs)
+        return self._server.write(super()._delete, *args, **kwargs)
 
     def bulk_write(self, *args: Any, **kwargs: Any) -> Any:
         """Execute write operations in one SQLite transaction."""
-        with self._server.writing():
-            return super().bulk_write(*args, **kwargs)
+        return self._server.write(super().bulk_write, *args, **kwargs)
 
     # -- indexes ------------------------------------------------------------------------------------------------------
 
@@ -167,17 +161,16 @@ class EmbeddedCollection(Collection):
 
     def create_indexes(self, indexes: Iterable[IndexModel], session: Any = None) -> list[str]:  # noqa: ARG002
         """Create several indexes."""
-        with self._server.writing():
-            return [
+        return self._server.write(
+            lambda: [
                 self.create_index(list(index.document["key"].items()), **{**index.document, "key": None})
                 for index in indexes
             ]
+        )
 
     def drop_indexes(self, session: Any = None) -> None:  # noqa: ARG002
         """Drop all indexes."""
-        with self._server.writing():
-            for name in list(self._store.indexes):
-                self._store.drop_index(name)
+        self._server.write(self._store.drop_indexes)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

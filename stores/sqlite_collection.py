@@ -83,8 +83,7 @@ class SQLiteCollection(CollectionStore):
         """Create the collection; validators are the application's work here."""
         if options:
             raise NotImplementedError(f"the embedded store has no collection options, got {sorted(options)}")
-        with self.server.writing():
-            self._ensure_tables()
+        self.server.write(self._ensure_tables)
 
     def _ensure_tables(self) -> int:
         if self._number is None:
@@ -99,16 +98,18 @@ class SQLiteCollection(CollectionStore):
 
     def drop(self) -> None:
         """Remove documents, indexes and the collection itself."""
+        self.server.write(self._drop)
+
+    def _drop(self) -> None:
         if self._number is None:
             return
-        with self.server.writing():
-            sqlite = self.server.sqlite
-            sqlite.execute(f"DROP TABLE documents_{self._number}")
-            sqlite.execute(f"DROP TABLE entries_{self._number}")
-            sqlite.execute("DELETE FROM indexes WHERE number=?", (self._number,))
-            sqlite.execute("DELETE FROM collections WHERE number=?", (self._number,))
-            self._uncache()
-            self.reload(None)
+        sqlite = self.server.sqlite
+        sqlite.execute(f"DROP TABLE documents_{self._number}")
+        sqlite.execute(f"DROP TABLE entries_{self._number}")
+        sqlite.execute("DELETE FROM indexes WHERE number=?", (self._number,))
+        sqlite.execute("DELETE FROM collections WHERE number=?", (self._number,))
+        self._uncache()
+        self.reload(None)
 
     def rename(self, new_name: str) -> None:
         """Give the collection another name in the file."""
@@ -175,34 +176,38 @@ class SQLiteCollection(CollectionStore):
 
     def __setitem__(self, key: Any, value: Mapping[str, Any]) -> None:
         """Replace the document with the same ``_id`` (or insert it)."""
-        with self.server.writing():
-            seq = self._seq(value["_id"])
-            if seq is None:
-                self.insert(value)
-                return
-            blob = encode_document(value)
-            old, old_blob = self._read(seq)
-            if blob == old_blob:
-                return
-            document = bson.decode(blob)
-            entries = self._new_entries(document, own=seq)
-            before = self._entries(old)
-            self.server.sqlite.execute(f"UPDATE documents_{self._number} SET doc=? WHERE seq=?", (blob, seq))
-            self._leave((key, seq) for key in before - entries)
-            self._enter((key, seq) for key in entries - before)
-            self._remember(seq, document, blob)
+        self.server.write(self._replace, value)
+
+    def _replace(self, value: Mapping[str, Any]) -> None:
+        seq = self._seq(value["_id"])
+        if seq is None:
+            self.insert(value)
+            return
+        blob = encode_document(value)
+        old, old_blob = self._read(seq)
+        if blob == old_blob:
+            return
+        document = bson.decode(blob)
+        entries = self._new_entries(document, own=seq)
+        before = self._entries(old)
+        self.server.sqlite.execute(f"UPDATE documents_{self._number} SET doc=? WHERE seq=?", (blob, seq))
+        self._leave((key, seq) for key in before - entries)
+        self._enter((key, seq) for key in entries - before)
+        self._remember(seq, document, blob)
 
     def __delitem__(self, key: Any) -> None:
-        with self.server.writing():
-            seq = self._seq(key)
-            if seq is None:
-                raise KeyError(key)
-            entries = self._entries(self._read(seq)[0])
-            self.server.sqlite.execute(f"DELETE FROM documents_{self._number} WHERE seq=?", (seq,))
-            self._leave((key, seq) for key in entries)
-            if self._cache is not None:
-                _, blob = self._cache.pop(seq)
-                self._count_bytes(-len(blob))
+        self.server.write(self._delete, key)
+
+    def _delete(self, key: Any) -> None:
+        seq = self._seq(key)
+        if seq is None:
+            raise KeyError(key)
+        entries = self._entries(self._read(seq)[0])
+        self.server.sqlite.execute(f"DELETE FROM documents_{self._number} WHERE seq=?", (seq,))
+        self._leave((key, seq) for key in entries)
+        if self._cache is not None:
+            _, blob = self._cache.pop(seq)
+            self._count_bytes(-len(blob))
 
     def _seq(self, key: Any) -> int | None:
         return self._seq_of(encode(key))
@@ -269,35 +274,47 @@ class SQLiteCollection(CollectionStore):
         DuplicateKeyError
             If it is unique and two documents have the same key; then nothing is changed.
         """
-        existing = self.indexes.get(index_name)
-        if existing is not None:
-            if existing != index_dict:
-                raise OperationFailure(f"Index with name: {index_name} already exists with different options")
+        if self._has_index(index_name, index_dict) or self.server.read_only:  # a snapshot is read as it is
             return
-        if self.server.read_only:
-            return  # a snapshot is read as it is
-        with self.server.writing():
-            number = self._ensure_tables()
-            slot = 1 + max((index.number or 0 for index in self._ordered.values()), default=0)
-            index = Index(index_name, index_dict, slot)
-            entries = self._all_entries(index)
-            self.server.sqlite.execute(
-                "INSERT INTO indexes (number, name, config, slot, multikey) VALUES (?, ?, ?, ?, ?)",
-                (number, index_name, bson.encode(index_dict), slot, index.multikey),
-            )
-            self._enter(sorted(entries))
-            self._know_index(index)
+        self.server.write(self._create_index, index_name, index_dict)
+
+    def _has_index(self, index_name: str, index_dict: Mapping[str, Any]) -> bool:
+        existing = self.indexes.get(index_name)
+        if existing is not None and existing != index_dict:
+            raise OperationFailure(f"Index with name: {index_name} already exists with different options")
+        return existing is not None
+
+    def _create_index(self, index_name: str, index_dict: dict[str, Any]) -> None:
+        if self._has_index(index_name, index_dict):  # another thread was faster
+            return
+        number = self._ensure_tables()
+        slot = 1 + max((index.number or 0 for index in self._ordered.values()), default=0)
+        index = Index(index_name, index_dict, slot)
+        entries = self._all_entries(index)
+        self.server.sqlite.execute(
+            "INSERT INTO indexes (number, name, config, slot, multikey) VALUES (?, ?, ?, ?, ?)",
+            (number, index_name, bson.encode(index_dict), slot, index.multikey),
+        )
+        self._enter(sorted(entries))
+        self._know_index(index)
 
     def drop_index(self, index_name: str) -> None:
         """Drop an index; ``KeyError`` if there is none of that name."""
-        with self.server.writing():
-            index = self._ordered.pop(index_name)
-            del self.indexes[index_name]
-            self._ttl_indexes.pop(index_name, None)
-            sqlite = self.server.sqlite
-            sqlite.execute("DELETE FROM indexes WHERE number=? AND name=?", (self._number, index_name))
-            bounds = (index.slot, after(index.slot))
-            sqlite.execute(f"DELETE FROM entries_{self._number} WHERE key>=? AND key<?", bounds)
+        self.server.write(self._drop_index, index_name)
+
+    def _drop_index(self, index_name: str) -> None:
+        index = self._ordered.pop(index_name)
+        del self.indexes[index_name]
+        self._ttl_indexes.pop(index_name, None)
+        sqlite = self.server.sqlite
+        sqlite.execute("DELETE FROM indexes WHERE number=? AND name=?", (self._number, index_name))
+        bounds = (index.slot, after(index.slot))
+        sqlite.execute(f"DELETE FROM entries_{self._number} WHERE key>=? AND key<?", bounds)
+
+    def drop_indexes(self) -> None:
+        """Drop all indexes, but that on ``_id``."""
+        for name in list(self.indexes):
+            self.drop_index(name)
 
     def _know_index(self, index: Index) -> None:
         self._ordered[index.name] = index

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mongomock_ng.store import DatabaseStore, ServerStore
 
@@ -15,8 +15,12 @@ from stores.sqlite_collection import SQLiteCollection
 from stores.sqlite_upgrade import upgrade_from_1
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 APPLICATION_ID = 0x1D5E  # marks the SQLite file as ours
 SCHEMA_VERSION = 2
@@ -32,7 +36,8 @@ class SQLiteServer(ServerStore):
         self.lock = threading.RLock()
         self.cached_bytes = 0
         self._pid = os.getpid()
-        self._depth = 0
+        self._writing = False
+        self._unsure = False
         self._lock_file = None if read_only else FileLock(path)
         try:
             self.sqlite = self._open_file()
@@ -120,64 +125,63 @@ class SQLiteServer(ServerStore):
             self._databases[name] = SQLiteDatabase(self, name)
         return self._databases[name]
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Hold the server while reading."""
-        with self.lock:
-            self._check_usable()
-            yield
+    def reading(self) -> AbstractContextManager[Any]:
+        """Return the lock of the server, to be held while reading."""
+        self._check_usable()
+        return self.lock
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the server for one acknowledged operation, one SQLite transaction; operations may nest.
+    def write(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call an operation as one SQLite transaction, acknowledged when this returns; operations may nest.
 
         What an operation did before it failed (an ordered ``insert_many`` at its first duplicate) stays, as in
         MongoDB. When SQLite itself fails or the operation is interrupted, everything of it is undone.
+
+        This is no context manager: Python may raise ``KeyboardInterrupt`` on the way into its ``__exit__``, where
+        nothing could end the transaction any more.
+
+        Raises
+        ------
+        ConnectionError
+            If SQLite did not take the write.
+        PermissionError
+            If the file is open read-only.
         """
         with self.lock:
             self._check_usable()
             if self.read_only:
                 raise PermissionError(f"{self.path} is open read-only; connect without read_only to write")
-            if self._depth:
-                self._depth += 1
-                try:
-                    yield
-                finally:
-                    self._depth -= 1
-                return
-            self.sqlite.execute("BEGIN IMMEDIATE")
-            self._depth = 1
+            if self._writing:
+                return operation(*args, **kwargs)
             try:
-                yield
-            except Exception as error:
-                if isinstance(error, sqlite3.Error):
-                    self._undo()
-                    raise ConnectionError(
-                        f"{self.path} did not take a write ({error}); free space or check the disk"
-                    ) from error
-                self._commit()
-                raise
-            except BaseException:
+                self._writing = True
+                self.sqlite.execute("BEGIN IMMEDIATE")
+                try:
+                    result = operation(*args, **kwargs)
+                except sqlite3.Error:
+                    raise
+                except Exception:
+                    self.sqlite.execute("COMMIT")
+                    raise
+                self.sqlite.execute("COMMIT")
+            except sqlite3.Error as error:
                 self._undo()
+                raise ConnectionError(
+                    f"{self.path} did not take a write ({error}); free space or check the disk"
+                ) from error
+            except BaseException as error:
+                if not isinstance(error, Exception) or self.sqlite.in_transaction:
+                    self._undo()
                 raise
-            else:
-                self._commit()
             finally:
-                self._depth = 0
-
-    def _commit(self) -> None:
-        try:
-            self.sqlite.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._undo()
-            raise ConnectionError(
-                f"{self.path} did not take a write ({error}); free space or check the disk"
-            ) from error
+                self._writing = False
+            return result
 
     def _undo(self) -> None:
+        self._unsure = True  # until all of this is done, should it be interrupted
         with contextlib.suppress(sqlite3.Error):
             self.sqlite.execute("ROLLBACK")
         self._forget()
+        self._unsure = False
 
     def _forget(self) -> None:
         """Drop what is held in memory and know the collections in the file; documents are read when asked for."""
@@ -192,7 +196,8 @@ class SQLiteServer(ServerStore):
         if self.read_only:
             with self.lock:
                 self._check_usable()
-                self.sqlite.execute("COMMIT")
+                if self.sqlite.in_transaction:  # not if this was interrupted before
+                    self.sqlite.execute("COMMIT")
                 self.sqlite.execute("BEGIN")
                 self._forget()
 
@@ -210,6 +215,15 @@ class SQLiteServer(ServerStore):
             raise RuntimeError(
                 f"{self.path} belongs to process {self._pid}; this is its fork {os.getpid()}, which must not use it"
             )
+        if self._is_left_over():
+            with self.lock:
+                if self._is_left_over():
+                    self._undo()
+
+    def _is_left_over(self) -> bool:
+        """Return whether an operation was interrupted again while it was being undone."""
+        begun = self.sqlite.in_transaction and not self.read_only
+        return (begun or self._unsure) and not self._writing
 
 
 class SQLiteDatabase(DatabaseStore):

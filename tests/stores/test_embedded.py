@@ -288,6 +288,71 @@ def test_an_interrupted_operation_is_undone(embedded_connection, monkeypatch):
     assert things.count_documents({"a": 2}) == 1
 
 
+class Interrupting:
+    """A connection of SQLite that is interrupted right after some statements."""
+
+    def __init__(self, sqlite, *statements):
+        self.sqlite = sqlite
+        self.statements = list(statements)
+
+    def execute(self, statement, *arguments):
+        found = self.sqlite.execute(statement, *arguments)
+        if statement in self.statements:
+            self.statements.remove(statement)
+            raise KeyboardInterrupt
+        return found
+
+    def __getattr__(self, name):
+        return getattr(self.sqlite, name)
+
+
+@pytest.mark.parametrize(
+    ("statements", "there"),
+    [
+        (["BEGIN IMMEDIATE"], 1),
+        (["COMMIT"], 2),
+        (["BEGIN IMMEDIATE", "ROLLBACK"], 1),
+        (["COMMIT", "BEGIN IMMEDIATE"], 2),
+    ],
+)
+def test_an_interrupt_at_any_moment_leaves_the_store_usable(embedded_connection, monkeypatch, statements, there):
+    things = embedded_connection.db["things"]
+    things.create_index("a", unique=True)
+    things.insert_one({"_id": 1, "a": 1})
+    server = embedded_connection.client.server
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "sqlite", Interrupting(server.sqlite, *statements))
+        for _ in range(sum(statement.startswith(("BEGIN", "COMMIT")) for statement in statements)):
+            with pytest.raises(KeyboardInterrupt):
+                things.insert_one({"a": 2})
+    assert things.count_documents({}) == things.count_documents({"a": {"$gte": 0}}) == there
+    assert not server.sqlite.in_transaction
+    things.insert_one({"_id": 3, "a": 3})
+    things.update_one({"_id": 1}, {"$set": {"a": 10}})
+    assert things.find_one({"a": 10})["_id"] == 1
+    assert reopened(embedded_connection).db["things"].count_documents({}) == there + 1
+
+
+def test_a_half_undone_operation_is_undone_by_the_next_one(embedded_connection, monkeypatch):
+    """The interrupt, and another while it is being undone: before anything of that happened, and amid of it."""
+    things = embedded_connection.db["things"]
+    things.insert_one({"_id": 1})
+    server = embedded_connection.client.server
+    for place in ("_undo", "_forget"):
+
+        def interrupted(*_arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server, place, interrupted)
+            patch.setattr(things._store, "_enter", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                things.insert_one({"_id": 2})
+        assert [document["_id"] for document in things.find()] == [1]
+        things.insert_one({"_id": 3})
+        things.delete_one({"_id": 3})
+
+
 def test_a_full_disk_is_one_line_and_forgets_nothing(embedded_connection):
     things = embedded_connection.db["things"]
     things.insert_one({"_id": 1})
