@@ -12,7 +12,7 @@ from builders.state import STATES
 from stores.maggma import CampaignStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from inv_design.config import CampaignConfig
     from stores.connection import Connection
@@ -107,14 +107,21 @@ class CampaignBuilder(Builder):
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
-    def build(self, connection: Connection | None = None) -> int:
-        """Run in this process without logging set-up or progress bars; return the number of documents written."""
+    def build(
+        self, connection: Connection | None = None, *, progress: Callable[[int, int, str], None] | None = None
+    ) -> int:
+        """Run in this process without logging set-up; return the number of documents written.
+
+        ``progress`` is called with (items processed, items in all as far as known, the collection).
+        """
         if connection is not None:
             self.bind(connection)
         self.connect()
         items = []
-        for item in self.get_items():
+        for number, item in enumerate(self.get_items(), start=1):
             items.append(self.process_item(item))
+            if progress is not None:
+                progress(number, max(number, getattr(self, "total", None) or 0), self.target_key()[0])
             if len(items) >= self.chunk_size:
                 self.update_targets(items)
                 items = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from builders.base import CampaignBuilder
     from stores.connection import Connection
@@ -17,6 +17,7 @@ def build_campaign(
     *,
     protocols: Mapping[str, str | None] | None = None,
     from_scratch: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, int]:
     """Build summaries, queue and metrics of a campaign; return collection -> documents written.
 
@@ -32,6 +33,8 @@ def build_campaign(
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     from_scratch
         Build what is up to date too: the cure for derived documents that somebody edited.
+    progress
+        Called with (items processed, items in all, the collection).
 
     Raises
     ------
@@ -39,7 +42,7 @@ def build_campaign(
         If the campaign is not in the database or its configuration is not valid.
     """
     builders = campaign_builders(campaign, protocols=protocols, from_scratch=from_scratch)
-    return {builder.target_key()[0]: builder.build(connection) for builder in builders}
+    return {builder.target_key()[0]: builder.build(connection, progress=progress) for builder in builders}
 
 
 def campaign_builders(

@@ -21,7 +21,13 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConnectionError(
+                f"{path} cannot be written ({error.strerror}): no right to write in its folder, or no such folder; "
+                "copy the database, or only read it with status, query and the like"
+            ) from None
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -36,7 +42,8 @@ class FileLock:
                 raise ConnectionError(
                     f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, "
                     f"since {holder.get('since', '?')}; one process writes at a time: wait until it ends, open it "
-                    "read-only, or move to a server for many: inv-design db move --to mongodb://HOST/NAME"
+                    "read-only (connect(..., read_only=True); status, query and the like do), or move to a server "
+                    "for many: inv-design db move --to mongodb://HOST/NAME"
                 ) from error
         text = json.dumps(
             {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}

@@ -49,9 +49,19 @@ def ready(connection: Connection) -> bool:
     RuntimeError
         If the connection is for writing and the database has an older or a newer schema, or is being migrated. The
         connection is closed then. Reading is allowed, with a warning.
+    ConnectionError
+        Likewise if a move has closed the database (:func:`stores.move.closed`).
     """
+    from stores import move
+
     if _unchecked.get():
         return False
+    try:
+        if not move.admit(connection):
+            return False
+    except ConnectionError:
+        connection.close()
+        raise
     problem = problem_of(connection)
     if problem is None:
         return not connection.read_only
@@ -70,6 +80,8 @@ def problem_of(connection: Connection) -> str | None:
 
     found = stamp_of(connection)
     if found is None:
+        if is_foreign(connection):
+            return f"{connection.uri_redacted} holds collections of another program; choose another database name"
         found = _first_stamp(connection)
     version, where = int(found["version"]), connection.uri_redacted
     if version > SCHEMA_VERSION:
@@ -112,6 +124,23 @@ def has_records(connection: Connection) -> bool:
         connection.db[name].find_one({}, {"_id": 1}) is not None
         for name in names.intersection(connection.db.list_collection_names())
     )
+
+
+def is_foreign(connection: Connection) -> bool:
+    """Return whether there are documents in collections of our names, and none that this program can have written."""
+    from stores.documents import AUTHORITATIVE
+    from stores.records import _KEYS
+
+    there = set(connection.db.list_collection_names())
+    met = False
+    for document in AUTHORITATIVE:
+        name = document._meta["collection"]
+        if name in there:
+            own = {field: {"$exists": True} for field in (*_KEYS[name], "provenance")}
+            if connection.db[name].find_one(own, {"_id": 1}) is not None:
+                return False
+            met = met or connection.db[name].find_one({}, {"_id": 1}) is not None
+    return met
 
 
 def stamp(connection: Connection, version: int = SCHEMA_VERSION, *, note: str = "new database") -> None:

@@ -26,7 +26,8 @@ def build(settings: Settings, *, from_scratch: bool) -> None:
     name = campaign_name(settings)
     rows = []
     for builder in campaign_builders(name, from_scratch=from_scratch):
-        builder.build(connection)
+        with render.progress(f"Build {builder.target_key()[0]}") as bar:
+            builder.build(connection, progress=bar)
         rows.append({"collection": builder.target_key()[0], **vars(builder.counts)})
     if settings.as_json:
         render.json_document(rows)

@@ -207,13 +207,20 @@ def shared_candidates(a: tuple[str, int | None], b: tuple[str, int | None], *, a
 
 
 def structures(name: str, round_: int | None) -> dict[str, Record]:
-    """Return structure id -> the summary of the candidate that has it."""
+    """Return structure id -> the summary of the candidate that has it; of several, the one that came furthest."""
     from stores.connection import current
+    from stores.documents.candidate_summary import STAGES
 
     place = {"campaign": name} if round_ is None else {"campaign": name, "round": round_}
     fields = ("candidate_id", "structure_id", "formula", "stage", "status", "bulk_modulus_vrh")
     found = current().db["candidate_summaries"].find(place, {"_id": 0, **dict.fromkeys(fields, 1)})
-    return {summary["structure_id"]: summary for summary in found}
+
+    def came(summary: Record) -> tuple[int, bool, str]:
+        stage = summary.get("stage")
+        reached = STAGES.index(stage) if stage in STAGES else -1
+        return (reached, summary.get("status") == "passed", str(summary["candidate_id"]))
+
+    return {summary["structure_id"]: summary for summary in sorted(found, key=came)}
 
 
 def like_pairs(

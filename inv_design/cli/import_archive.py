@@ -55,11 +55,14 @@ def import_archive(settings: Settings, *, files: tuple[Path, ...], dry_run: bool
 def _open(settings: Settings, *, dry_run: bool) -> Connection | None:
     """Return the database; for a dry run a snapshot, or nothing where there is no database yet."""
     from inv_design.cli.database import open_database
+    from inv_design.config import ConfigError
 
     if not dry_run:
         return open_database(settings)
     try:
         return open_database(settings, read_only=True)
+    except ConfigError:
+        return None
     except ConnectionError as error:
         if "there is no embedded database" not in str(error):
             raise
@@ -73,7 +76,8 @@ def _build(connection: Connection, campaigns: list[str]) -> dict[str, Any]:
     built: dict[str, Any] = {}
     for name in campaigns:
         try:
-            built[name] = build_campaign(name, connection)
+            with render.progress(f"Build the summaries of {name}") as bar:
+                built[name] = build_campaign(name, connection, progress=bar)
         except ValueError as error:
             built[name] = {"error": one_line(str(error))}
             render.say(f"warning: {name} is imported, but its summaries were not built: {one_line(str(error))}")
@@ -95,7 +99,8 @@ def _show(result: dict[str, Any]) -> None:
     if result["dry_run"]:
         render.say(f"dry run: {names} would be imported; nothing was written")
     else:
-        render.say(f"imported {names}; next: inv-design status --campaign NAME")
+        one = result["campaigns"][0] if result["campaigns"] else "NAME"
+        render.say(f"imported {names}; next: inv-design status --campaign {one}")
 
 
 def _show_conflicts(conflicts: list[dict[str, Any]]) -> None:

@@ -64,6 +64,13 @@ class Settings:
     def database_uri(self) -> str:
         """Return the database: ``--database``, else $INV_DESIGN_DATABASE, else the campaign file's."""
         given = self.database or os.environ.get(DATABASE_VARIABLE)
+        if not given and not self.has_config():
+            from inv_design.config import ConfigError
+
+            raise ConfigError(
+                f"{self.config} does not exist, so no database is known; `inv-design init DIR` writes one, and "
+                f"--database embedded (or ${DATABASE_VARIABLE}) works without"
+            )
         return given if given else self.load_config().database
 
 

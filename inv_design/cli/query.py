@@ -95,6 +95,8 @@ def query(
     """
     if fronts and not pareto:
         raise click.UsageError("--fronts needs --pareto FIELDS, such as --pareto K,-density")
+    if settings.as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json and --format {form} exclude each other; leave one out")
     form = form or (
         "json" if settings.as_json else SUFFIX_FORMATS.get(output.suffix.lower(), "cif") if output else "table"
     )
@@ -131,6 +133,8 @@ def query(
     if settings.verbose:
         render.say(index_line(wanted, [] if pareto else keys))
     if not documents:
+        if form == "json" and output is None:
+            render.json_document([])
         raise NothingMatched(nothing(name, wanted, skip, after))
     write(documents, form, output, columns=columns)
     if more:

@@ -7,7 +7,17 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from stores.migrations import plan
-from stores.schema import COLLECTION, DOCUMENT, FIRST, SCHEMA_VERSION, has_records, signature, stamp, stamp_of
+from stores.schema import (
+    COLLECTION,
+    DOCUMENT,
+    FIRST,
+    SCHEMA_VERSION,
+    has_records,
+    is_foreign,
+    signature,
+    stamp,
+    stamp_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +130,8 @@ def _begin_version(connection: Connection) -> int:
     """Return the version of a database; one that never had a stamp gets it."""
     found = stamp_of(connection)
     if found is None:
+        if is_foreign(connection):
+            raise RuntimeError(f"{connection.uri_redacted} holds collections of another program; nothing was changed")
         old = has_records(connection)
         stamp(connection, FIRST if old else SCHEMA_VERSION, note="from before versions were stamped" if old else "new")
         found = stamp_of(connection)

@@ -329,3 +329,21 @@ def test_status_counts_itself_where_there_are_no_metrics(two_campaigns: Path, in
     assert after["generated"] == before["generated"] == 3
     text = inv_design("status", "--database", "embedded", "--campaign", "one").stdout
     assert "came since" not in text
+
+
+def test_nothing_found_is_an_empty_list_in_json(inv_design):
+    result = inv_design("query", "-w", "K>=9999", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout) == []
+    assert inv_design("query", "--json", "-f", "csv").exit_code == 2
+
+
+def test_of_several_candidates_of_a_crystal_the_one_that_came_furthest_is_compared(embedded_connection):
+    from inv_design.cli.diff import structures
+
+    rows = [("c-1", "dft", "passed"), ("c-2", "predictor", "rejected"), ("c-0", "mlip", "rejected")]
+    embedded_connection.db["candidate_summaries"].insert_many(
+        {"candidate_id": i, "campaign": "a", "round": 0, "structure_id": "s-1", "stage": stage, "status": status}
+        for i, stage, status in rows
+    )
+    assert structures("a", None)["s-1"]["candidate_id"] == "c-1"

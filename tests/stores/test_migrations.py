@@ -395,3 +395,13 @@ def test_the_dump_tells_no_machine() -> None:
             made = entry.get("document", {}).get("provenance") or {}
             assert made.get("created_by", "ada@lab") == "ada@lab"
             assert entry.get("document", {}).get("launch_dir", "/home/ada/alloys") == "/home/ada/alloys"
+
+
+def test_the_database_of_another_program_is_left_alone(connection: Connection) -> None:
+    connection.db[schema.COLLECTION].drop()
+    connection.db["structures"].insert_one({"a": 1})
+    with pytest.raises(RuntimeError, match="another program"):
+        reopen(connection)
+    with pytest.raises(RuntimeError, match="another program"):
+        runner.migrate(connection)
+    assert schema.stamp_of(connection) is None
