@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 APPLICATION_ID = 0x1D5E  # marks the SQLite file as ours
 SCHEMA_VERSION = 2
+_ABOUT_RIGHTS = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")
 
 
 class SQLiteServer(ServerStore):
@@ -48,6 +49,7 @@ class SQLiteServer(ServerStore):
             raise
 
     def _open_file(self) -> sqlite3.Connection:
+        self._immutable = False
         if self.read_only:
             if not self.path.is_file():
                 raise ConnectionError(
@@ -55,25 +57,43 @@ class SQLiteServer(ServerStore):
                 )
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        mode = "ro" if self.read_only else "rwc"
         try:
-            connection = sqlite3.connect(
-                f"{self.path.as_uri()}?mode={mode}",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-                cached_statements=1024,
-            )
-        except sqlite3.OperationalError as error:
+            return self._connected("mode=ro" if self.read_only else "mode=rwc")
+        except sqlite3.DatabaseError as error:
+            if not getattr(error, "sqlite_errorname", "").startswith(_ABOUT_RIGHTS):
+                raise ConnectionError(f"{self.path} is no embedded database ({error}); choose another path") from error
+            if not self.read_only:
+                raise ConnectionError(
+                    f"{self.path} cannot be written ({error}); check the rights on it and its folder, or open it "
+                    "read-only"
+                ) from error
+            wal = self.path.with_name(f"{self.path.name}-wal")
+            if os.access(self.path, os.R_OK) and wal.exists() and wal.stat().st_size:
+                raise ConnectionError(
+                    f"{self.path} cannot be read without the right to write in its folder ({error}), as it was not "
+                    f"closed; let its owner open it once, or copy it and {wal.name} to a folder of yours"
+                ) from error
+        try:
+            # Closed, and we may not write the files that readers and a writer share: read it as it lies there.
+            connection = self._connected("mode=ro&immutable=1")
+        except sqlite3.DatabaseError as error:
             raise ConnectionError(f"{self.path} cannot be opened ({error}); check the path and its rights") from error
+        self._immutable = True
+        return connection
+
+    def _connected(self, options: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.path.as_uri()}?{options}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=1024,
+        )
         try:
             connection.execute("PRAGMA busy_timeout=10000")
             self._check_or_create(connection)
             if self.read_only:
                 connection.execute("BEGIN")  # one read transaction: the snapshot
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise ConnectionError(f"{self.path} is no embedded database ({error}); choose another path") from error
         except BaseException:
             connection.close()
             raise
@@ -196,9 +216,13 @@ class SQLiteServer(ServerStore):
         if self.read_only:
             with self.lock:
                 self._check_usable()
-                if self.sqlite.in_transaction:  # not if this was interrupted before
-                    self.sqlite.execute("COMMIT")
-                self.sqlite.execute("BEGIN")
+                if self._immutable:  # SQLite takes it that such a file never changes
+                    before, self.sqlite = self.sqlite, self._open_file()
+                    before.close()
+                else:
+                    if self.sqlite.in_transaction:  # not if this was interrupted before
+                        self.sqlite.execute("COMMIT")
+                    self.sqlite.execute("BEGIN")
                 self._forget()
 
     def close(self) -> None:

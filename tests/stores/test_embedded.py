@@ -1,12 +1,15 @@
 """The embedded database against MongoDB's rules; what runs on ``connection`` runs on the wire server too."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import bson
 import pytest
@@ -16,6 +19,7 @@ from pymongo import ASCENDING, DESCENDING, InsertOne, ReplaceOne, UpdateOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError
 
 from stores.connection import connect
+from stores.embedded import EmbeddedClient
 from stores.index_keys import entry
 from stores.sqlite_index import Index
 
@@ -394,6 +398,75 @@ def test_a_killed_writer_frees_the_file_though_its_forks_live_on(tmp_path):
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.stdout.close()
+
+
+@contextlib.contextmanager
+def as_someone_else():
+    """Give up root's rights, under which nothing is read-only."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def locked_folder():
+    """A folder that others may enter: pytest's own is private to its user."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
+
+
+def test_a_colleague_reads_a_closed_file_in_a_folder_that_is_not_theirs(locked_folder):
+    path = locked_folder / "x.sqlite"
+    with connect(f"embedded:{path}") as owner:
+        owner.db["things"].create_index("a")
+        owner.db["things"].insert_one({"_id": 1, "a": 1})
+    locked_folder.chmod(0o555)
+    with as_someone_else():
+        client = EmbeddedClient(path, read_only=True)
+        things = client["inv_design"]["things"]
+        assert things.find_one({"a": 1}) == {"_id": 1, "a": 1}
+        with pytest.raises(PermissionError, match="read-only"):
+            things.insert_one({})
+    locked_folder.chmod(0o755)
+    with connect(f"embedded:{path}") as owner:
+        owner.db["things"].insert_one({"_id": 2, "a": 2})
+    locked_folder.chmod(0o555)
+    with as_someone_else():
+        client.refresh()
+        assert things.count_documents({}) == 2
+        client.close()
+
+
+def test_rights_are_named_where_they_are_the_cause(locked_folder):
+    path = locked_folder / "x.sqlite"
+    writer = connect(f"embedded:{path}")
+    writer.db["things"].insert_one({"_id": 1})
+    copy = locked_folder / "copy" / "x.sqlite"
+    copy.parent.mkdir()
+    for suffix in ("", "-wal"):  # as a killed writer leaves it
+        copy.with_name(copy.name + suffix).write_bytes(path.with_name(path.name + suffix).read_bytes())
+    writer.close()
+    copy.parent.chmod(0o555)
+    with (
+        as_someone_else(),
+        pytest.raises(ConnectionError, match=r"right to write in its folder .* copy it and x.sqlite-wal"),
+    ):
+        EmbeddedClient(copy, read_only=True)
+    copy.parent.chmod(0o777)
+    copy.chmod(0o000)
+    with as_someone_else(), pytest.raises(ConnectionError, match=r"cannot be written .* check the rights"):
+        EmbeddedClient(copy)
+    copy.with_name("x.sqlite-wal").unlink()
+    with as_someone_else(), pytest.raises(ConnectionError, match=r"cannot be opened .* its rights"):
+        EmbeddedClient(copy, read_only=True)
 
 
 def test_a_fork_must_not_use_the_file(embedded_connection):
