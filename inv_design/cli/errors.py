@@ -50,6 +50,10 @@ def describe(error: BaseException) -> str:
         text = f"{error.filename} does not exist; check the path"
     elif type(error).__module__.startswith("pymongo") and (refused := _refusal(error)):
         text = refused
+    elif isinstance(error, PermissionError) and error.filename:
+        text = f"no right to write or read {error.filename}; choose another place, or have the rights changed"
+    elif isinstance(error, IsADirectoryError) and error.filename:
+        text = f"{error.filename} is a folder; give a file"
     elif not (isinstance(error, expected) and text):
         text = f"{type(error).__name__}{': ' + text if text else ''} (run again with --debug for the trace)"
     return text

@@ -118,3 +118,13 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == errors.INTERRUPTED
     assert "interrupted" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_errors_of_the_file_system_say_what_to_do(tmp_path):
+    from inv_design.cli.errors import describe
+
+    denied = describe(PermissionError(13, "Permission denied", "/far/campaign.yaml"))
+    assert denied == "no right to write or read /far/campaign.yaml; choose another place, or have the rights changed"
+    with pytest.raises(IsADirectoryError) as folder:
+        tmp_path.open()
+    assert describe(folder.value) == f"{tmp_path} is a folder; give a file"
