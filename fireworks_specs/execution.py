@@ -256,18 +256,25 @@ def recover(launchpad: LaunchPad, campaign: str, *, everything: bool) -> int:
     """
     query: dict[str, Any] = {"spec.campaign": campaign, "state": {"$in": [*ACTIVE_STATES, "FIZZLED"]}}
     lost: set[int] = set()
+    live: set[int] = set()
     for document in launchpad.fireworks.find(query, {"fw_id": 1, "state": 1}):
-        dead = document["state"] in ("RUNNING", "RESERVED") and _worker_is_dead(launchpad, document["fw_id"])
-        if everything or dead or document["state"] == "FIZZLED":
+        taken = document["state"] in ("RUNNING", "RESERVED")
+        if everything or document["state"] == "FIZZLED" or (taken and _worker_is_dead(launchpad, document["fw_id"])):
             lost.add(document["fw_id"])
+        elif taken:
+            live.add(document["fw_id"])
     for workflow in launchpad.workflows.find({"nodes": {"$in": sorted(lost)}}, {"nodes": 1}):
-        lost |= set(workflow["nodes"])
+        nodes = set(workflow["nodes"])
+        # somebody works on the rest of it, such as the advance that follows a failure: that goes on
+        lost = lost - nodes if live & nodes else lost | nodes
     # written directly: a process killed in the middle may have left a workflow that FireWorks cannot load
     chosen = {"fw_id": {"$in": sorted(lost)}}
     unfinished = {"state": {"$in": [*ACTIVE_STATES, "FIZZLED"]}}
     launchpad.fireworks.update_many(chosen | unfinished, {"$set": {"state": "ARCHIVED"}})
     launchpad.launches.update_many(chosen | {"state": {"$in": ["RUNNING", "RESERVED"]}}, {"$set": {"state": "FIZZLED"}})
-    launchpad.workflows.update_many({"nodes": {"$in": sorted(lost)}}, {"$set": {"state": "ARCHIVED", "locked": False}})
+    # FireWorks takes a workflow for locked that has the field at all
+    archived = {"$set": {"state": "ARCHIVED"}, "$unset": {"locked": ""}}
+    launchpad.workflows.update_many({"nodes": {"$in": sorted(lost)}}, archived)
     return len(lost)
 
 
