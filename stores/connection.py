@@ -56,7 +56,8 @@ def connect(
     ValueError
         If ``database`` is none of these.
     ConnectionError
-        If the database does not answer, refuses the user, or is held by another process.
+        If the database does not answer, refuses the user, is held by another process, or is to be written although it
+        was moved elsewhere, or is the target of a move that is not complete.
     """
     database = database or os.environ.get(DATABASE_VARIABLE) or "embedded"
     if database == "embedded" or database.startswith("embedded:"):
@@ -97,9 +98,18 @@ def connect_from_launchpad(launchpad: LaunchPad) -> Connection:
     """Return a connection to the database that a launchpad is on: for a worker that has only ``my_launchpad.yaml``.
 
     The launchpad's own client is used, so that credentials are neither repeated nor stored.
+
+    Raises
+    ------
+    ConnectionError
+        If the database was moved, also while this worker was connected.
     """
+    from stores import journal, move
+
     existing = _connections.get("default")
     if existing is not None and existing.client is launchpad.connection and existing.db.name == launchpad.db.name:
+        if move.admit(existing):
+            journal.deliver_waiting(existing)  # what the last firework could not
         existing.wait_with(launchpad)
         return existing
     from stores.embedded import EmbeddedClient

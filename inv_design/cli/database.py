@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from stores.connection import Connection
 
 
-def open_database(settings: Settings, *, read_only: bool = False, moving: bool = False) -> Connection:
+def open_database(settings: Settings, *, read_only: bool = False) -> Connection:
     """Connect to the database that the options name; an embedded one lies beside the campaign file.
 
-    A database that was moved can be read, with a note; only ``moving`` may write to it again.
+    A database that was moved can be read, with a note; only the move itself may write to it again.
 
     Raises
     ------
@@ -30,23 +30,23 @@ def open_database(settings: Settings, *, read_only: bool = False, moving: bool =
         password=_password(settings),
         read_only=read_only,
     )
-    if not moving:
-        _mind_the_move(connection)
+    _mind_the_move(connection)
     return connection
 
 
 def _mind_the_move(connection: Connection) -> None:
     """Say where a database that was moved is now; raise ConnectionError if it is about to be written."""
     from inv_design.cli import render
-    from stores.move import moved_to
+    from stores.move import admit, closed, moved_to
 
-    if (place := moved_to(connection)) is None:
-        return
     if not connection.read_only:
-        old = connection.uri_redacted
-        connection.close()
-        raise ConnectionError(f"{old} was moved to {place}; set `database:` in campaign.yaml to that")
-    render.say(f"note: {connection.uri_redacted} was moved to {place}; this is what it held then")
+        try:
+            admit(connection)
+        except ConnectionError:
+            connection.close()
+            raise
+    elif (found := closed(connection)) is not None:
+        render.say(f"note: {found[0]}; this is what it {'held then' if moved_to(connection) else 'holds so far'}")
 
 
 def campaign_name(settings: Settings) -> str:

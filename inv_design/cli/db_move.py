@@ -16,15 +16,16 @@ SECRET = re.compile(r"(?i)password|secret|token|properties|key")
 
 @click.command()
 @click.option("--to", "target", metavar="URI", required=True, help="Where to: mongodb://HOST/NAME, a new database.")
+@click.option("--force", is_flag=True, help="Go ahead although others seem to write.")
 @json_option
 @database_options
 @click.pass_obj
-def move(settings: Settings, *, target: str) -> None:
+def move(settings: Settings, *, target: str, force: bool) -> None:
     """Copy everything to another database, and verify it there.
 
-    All records, the launchpad, artifacts and indexes, verified collection by collection. Interrupt it at any moment and
-    call it again: it goes on. The old database stays as it is, marked as moved. The password of the new one comes from
-    $INV_DESIGN_DATABASE_PASSWORD.
+    Stop the workers first. All records, the launchpad, artifacts and indexes, verified collection by collection.
+    Interrupt it at any moment and call it again: it goes on. The old database stays as it is, marked as moved. The
+    password of the new one comes from $INV_DESIGN_DATABASE_PASSWORD.
     """
     from inv_design.cli.database import open_database
     from stores import move as stores_move
@@ -32,11 +33,12 @@ def move(settings: Settings, *, target: str) -> None:
 
     root = settings.config.resolve().parent
     with (
-        open_database(settings, moving=True) as source,
+        stores_move.moving(),
+        open_database(settings) as source,
         connect(target, root=root, alias="move") as destination,
         render.progress("Move") as bar,
     ):
-        report = stores_move.move(source, destination, progress=bar)
+        report = stores_move.move(source, destination, force=force, progress=bar)
     report["database"] = database_line(target)
     if settings.as_json:
         render.json_document(report)

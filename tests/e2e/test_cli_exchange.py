@@ -196,6 +196,13 @@ def test_db_move_says_what_to_set(
     words = ("query", "--json", "--limit", "0", "--sort", "id")
     moved = there(inv_design, elsewhere, *words, "--database", "embedded:new.sqlite")
     assert json.loads(moved.stdout) == json.loads(there(inv_design, elsewhere, *words).stdout)
+    old = there(inv_design, elsewhere, "query", "--limit", "1")
+    assert old.exit_code == 0, old.output
+    assert "note: embedded:" in old.stderr
+    assert "this is what it held then" in old.stderr
+    refused = there(inv_design, elsewhere, "build")
+    assert refused.exit_code == 1
+    assert "set `database:` in campaign.yaml to that" in refused.stderr
     result = there(inv_design, elsewhere, "db", "move", "--to", "nowhere")
     assert result.exit_code == 1
     assert "'nowhere' is no database" in result.stderr

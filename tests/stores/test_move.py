@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stores.connection import connect
-from stores.move import fingerprint, move, moved_to
+from stores.connection import connect, connect_from_launchpad
+from stores.move import _copy_indexes, _index, fingerprint, move, moved_to, moving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +179,208 @@ def test_work_at_the_target_survives_another_call(
     assert contents(other_connection) == after
 
 
+# -- others write meanwhile --------------------------------------------------------------------------------------------
+
+
+def interrupt(source: Connection, target: Connection, at: str) -> None:
+    """Begin a move and interrupt it at a step of its progress."""
+
+    def stop(_done: int, _total: int, text: str) -> None:
+        if text == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        move(source, target, progress=stop)
+
+
+@pytest.mark.parametrize("change", ["insert", "update"])
+def test_what_others_wrote_into_the_target_is_never_deleted(
+    embedded_connection: Connection, other_connection: Connection, change: str
+) -> None:
+    fill(embedded_connection, 5)
+    interrupt(embedded_connection, other_connection, "verify predictions")
+    predictions = other_connection.db["predictions"]
+    if change == "insert":
+        predictions.insert_one({"_id": "new", "value": 1.0})
+    else:
+        predictions.update_one({"structure_id": "s-1"}, {"$set": {"value": -1.0}})
+    before = contents(other_connection)
+    with pytest.raises(RuntimeError, match="holds 1 predictions that this move did not copy"):
+        move(embedded_connection, other_connection)
+    assert contents(other_connection) == before
+    predictions.delete_many({"$or": [{"_id": "new"}, {"structure_id": "s-1"}]})
+    move(embedded_connection, other_connection)
+    assert contents(other_connection) == contents(embedded_connection)
+
+
+def test_a_collection_that_only_the_target_has_is_never_passed_over(
+    embedded_connection: Connection, other_connection: Connection
+) -> None:
+    fill(embedded_connection, 5)
+    interrupt(embedded_connection, other_connection, "verify predictions")
+    other_connection.db["theirs"].insert_one({"_id": 1})
+    with pytest.raises(RuntimeError, match="holds 1 theirs that this move did not copy"):
+        move(embedded_connection, other_connection)
+
+
+def test_an_incomplete_target_does_not_open_for_writing(
+    embedded_connection: Connection, other_connection: Connection, tmp_path: Path
+) -> None:
+    fill(embedded_connection, 5)
+    interrupt(embedded_connection, other_connection, "copy predictions")
+    other_connection.close()
+    with pytest.raises(ConnectionError, match="not complete; finish with the same `inv-design db move` command"):
+        connect("embedded:other.sqlite", root=tmp_path, alias="other")
+    with connect("embedded:other.sqlite", root=tmp_path, alias="other", read_only=True) as shown:
+        assert shown.db["predictions"].count_documents({}) == 5
+    with moving(), connect("embedded:other.sqlite", root=tmp_path, alias="other") as target:
+        move(embedded_connection, target)
+    with connect("embedded:other.sqlite", root=tmp_path, alias="other") as target:
+        assert contents(target) == contents(embedded_connection)
+        assert target.db["moves"].count_documents({}) == 1  # what was copied need not be known any more
+
+
+def test_a_moved_database_does_not_open_for_writing(
+    embedded_connection: Connection, other_connection: Connection, tmp_path: Path
+) -> None:
+    fill(embedded_connection, 5)
+    launchpad = embedded_connection.launchpad()
+    interrupt(embedded_connection, other_connection, "verify predictions")
+    with pytest.raises(ConnectionError, match="is being moved to"):
+        connect_from_launchpad(launchpad)  # a worker that is connected
+    move(embedded_connection, other_connection)
+    with pytest.raises(ConnectionError, match="was moved to"):
+        connect_from_launchpad(launchpad)
+    from stores import connection as module
+
+    del module._connections["default"]
+    with pytest.raises(ConnectionError, match="was moved to"):
+        connect_from_launchpad(launchpad)  # one that is not
+    assert embedded_connection.db["predictions"].count_documents({}) == 5
+    embedded_connection.client.close()
+    with pytest.raises(ConnectionError, match="was moved to"):
+        connect("embedded", root=tmp_path)
+    with connect("embedded", root=tmp_path, read_only=True) as shown:
+        assert shown.db["predictions"].count_documents({}) == 5
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_record_written_while_it_verifies_is_not_lost(
+    embedded_connection: Connection, other_connection: Connection, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """By a writer that was connected before the mark, just before its collection is compared or just after."""
+    from stores import move as module
+
+    fill(embedded_connection, 5)
+    late = embedded_connection.db["predictions"]
+
+    def writing(connection: Connection, name: str, *count: Any) -> tuple[int, str]:
+        found = fingerprint(connection, name, *count) if when == "after" else (0, "")
+        side = other_connection if when == "after" else embedded_connection
+        if name == "predictions" and connection is side and not late.count_documents({"_id": "late"}):
+            late.insert_one({"_id": "late"})
+        return found if when == "after" else fingerprint(connection, name, *count)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "fingerprint", writing)
+        with pytest.raises(RuntimeError, match="predictions is not the same"):
+            move(embedded_connection, other_connection)
+    assert moved_to(embedded_connection) is None
+    assert move(embedded_connection, other_connection)["already"] is False
+    assert other_connection.db["predictions"].count_documents({"_id": "late"}) == 1
+
+
+def test_another_call_compares_again(embedded_connection: Connection, other_connection: Connection) -> None:
+    fill(embedded_connection, 5)
+    move(embedded_connection, other_connection)
+    embedded_connection.db["predictions"].insert_one({"_id": "late"})
+    embedded_connection.db["new"].insert_one({"_id": "late"})
+    with pytest.raises(RuntimeError, match=r"new, predictions of .* changed after it was moved"):
+        move(embedded_connection, other_connection)
+
+
+def test_what_was_built_anew_between_two_calls_has_its_keys_free(
+    embedded_connection: Connection, other_connection: Connection
+) -> None:
+    summaries = embedded_connection.db["candidate_summaries"]
+    summaries.insert_many([{"candidate_id": f"c-{i}", "campaign": "c"} for i in range(3)])
+    fill(embedded_connection, 5)
+    interrupt(embedded_connection, other_connection, "verify candidate_summaries")
+    summaries.delete_many({})
+    summaries.insert_many([{"candidate_id": f"c-{i}", "campaign": "c", "built": 2} for i in range(3)])
+    interrupt(embedded_connection, other_connection, "verify candidate_summaries")
+    summaries.update_one({"candidate_id": "c-0"}, {"$set": {"candidate_id": "c-x"}})  # two documents swap a key
+    summaries.update_one({"candidate_id": "c-1"}, {"$set": {"candidate_id": "c-0"}})
+    move(embedded_connection, other_connection)
+    assert contents(other_connection) == contents(embedded_connection)
+
+
+@pytest.mark.wire
+def test_who_writes_to_the_server_is_in_the_way(wire_connection: Connection, tmp_path: Path) -> None:
+    wire_connection.db["fireworks"].insert_one({"fw_id": 1, "state": "RUNNING"})
+    with connect("embedded:other.sqlite", root=tmp_path, alias="other") as target:
+        with pytest.raises(RuntimeError, match=r"1 fireworks are running or reserved.*--force"):
+            move(wire_connection, target)
+        assert target.db["moves"].count_documents({}) == wire_connection.db["moves"].count_documents({}) == 0
+        move(wire_connection, target, force=True)
+        assert contents(target) == contents(wire_connection)
+
+
+# -- indexes -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_an_index_goes_along() -> None:
+    """With what a MongoDB 7 lists; the stand-ins know less."""
+
+    class Indexes(dict[str, Any]):
+        def index_information(self) -> dict[str, Any]:
+            return {name: {"v": 2, **info} for name, info in self.items()}
+
+        def drop_index(self, name: str) -> None:
+            del self[name]
+
+        def create_index(self, fields: list[tuple[str, Any]], name: str, **options: Any) -> None:
+            assert all(isinstance(way, int | str) for _, way in fields)
+            assert name not in self
+            self[name] = {"key": fields, **options}
+
+    class Side:
+        def __init__(self, **there: Any) -> None:
+            self.db = {"mine": Indexes(there)}
+
+    source: Any = Side(
+        _id_={"key": [("_id", 1)]},
+        ci={"key": [("a", 1.0)], "unique": True, "collation": {"locale": "en", "strength": 2, "version": "57.1"}},
+        ttl={"key": [("b", 1)], "expireAfterSeconds": 0},
+        part={"key": [("c", -1)], "partialFilterExpression": {"c": {"$gt": 1}}, "hidden": True},
+        loc={"key": [("loc", "2dsphere")], "2dsphereIndexVersion": 3},
+        every={"key": [("$**", 1)], "wildcardProjection": {"a": 1}, "background": True},
+        words={
+            "key": [("k", 1), ("_fts", "text"), ("_ftsx", 1)],
+            "weights": {"title": 5, "body": 1},
+            "default_language": "german",
+            "language_override": "language",
+            "textIndexVersion": 3,
+        },
+        plain={"key": [("d", 1)], "unique": False},
+    )
+    target: Any = Side(
+        ci={"key": [("a", 1)]}, other={"key": [("b", 1)], "sparse": True}, d_1={"key": [("d", 1)], "unique": False}
+    )
+    assert _copy_indexes(source, target, "mine") == 7
+    made = target.db["mine"]
+    assert made["ci"] == {"key": [("a", 1)], "unique": True, "collation": {"locale": "en", "strength": 2}}
+    assert made["ttl"] == {"key": [("b", 1)], "expireAfterSeconds": 0}
+    assert made["part"] == {"key": [("c", -1)], "partialFilterExpression": {"c": {"$gt": 1}}, "hidden": True}
+    assert made["loc"]["2dsphereIndexVersion"] == 3
+    assert made["every"] == {"key": [("$**", 1)], "wildcardProjection": {"a": 1}}
+    assert made["words"]["key"] == [("k", 1), ("title", "text"), ("body", "text")]
+    assert made["words"]["weights"] == {"title": 5, "body": 1}
+    assert made["words"]["default_language"] == "german"
+    assert "plain" not in made  # there under another name
+    assert all(_index(source.db["mine"][name]) == _index(made[name]) for name in made if name in source.db["mine"])
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -213,7 +415,10 @@ def test_a_killed_move_is_completed_by_the_next(embedded_connection: Connection,
         assert 500 <= there < 4000
         again = subprocess.run(command, capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
-        with connect(uri, alias="server") as server, connect(f"embedded:{path}", alias="source") as source:
+        with (
+            connect(uri, alias="server") as server,
+            connect(f"embedded:{path}", alias="source", read_only=True) as source,
+        ):
             assert contents(server) == before == contents(source)
             assert moved_to(source) == server.uri_redacted
     finally:
