@@ -39,6 +39,9 @@ BATCH = 500
 
 Item = TypeVar("Item")
 
+_closed: set[str] = set()
+"""Holders of this process that have ended and could not give back what they held."""
+
 
 def lease_seconds() -> float:
     """Return how long a claim holds, in seconds: ``$INV_DESIGN_LEASE``, else :data:`LEASE`.
@@ -104,6 +107,7 @@ class Claims:
 
     def __enter__(self) -> Self:
         self._stop.clear()
+        _closed.discard(self.holder)
         self._renewing = threading.Thread(target=self._renew_until_stopped, name="claims", daemon=True)
         self._renewing.start()
         return self
@@ -113,6 +117,8 @@ class Claims:
         if self._renewing is not None:
             self._renewing.join(timeout=1.0)
         self.release_all()
+        if self.held:
+            _closed.add(self.holder)
 
     @property
     def held(self) -> frozenset[str]:
@@ -164,21 +170,26 @@ class Claims:
         return lost
 
     def release(self, keys: Iterable[str]) -> None:
-        """Give claims back; what others have taken over stays theirs."""
-        given = list(keys)
-        if given:
-            self._collection.delete_many({"holder": self.holder, "key": {"$in": given}})
-        with self._lock:
-            self._held -= set(given)
+        """Give claims back; what others have taken over stays theirs.
 
-    def release_all(self) -> None:
-        """Give everything back; what cannot be given back, because the database is away, ends with its lease."""
+        What cannot be given back, because the database is away, stays held until the next call; or ends with its lease.
+        """
         from stores.outage import LOST
 
+        given = list(keys)
+        if not given:
+            return
         try:
-            self.release(self.held)
+            self._collection.delete_many({"holder": self.holder, "key": {"$in": given}})
         except LOST:
-            LOG.warning("the claims of %s end with their lease: the database is away", self.holder)
+            LOG.warning("%d claims of %s could not be given back: the database is away", len(given), self.holder)
+        else:
+            with self._lock:
+                self._held -= set(given)
+
+    def release_all(self) -> None:
+        """Give everything back."""
+        self.release(self.held)
 
     # -- many items ---------------------------------------------------------------------------------------------------
 
@@ -276,7 +287,7 @@ class Claims:
             self._collection.insert_many([{"key": key, **fields} for key in keys], ordered=False)
         except BulkWriteError as error:
             problems = error.details["writeErrors"]
-            if any(problem["code"] != 11000 for problem in problems):
+            if any(problem["code"] != 11000 for problem in problems) or error.details.get("writeConcernErrors"):
                 raise
             return set(keys) - {keys[problem["index"]] for problem in problems}
         return set(keys)
@@ -309,7 +320,7 @@ class Claims:
 
     def _is_over(self, claim: Mapping[str, Any], now: datetime) -> bool:
         worker = claim.get("worker") or {}
-        if claim["expires_at"] <= now:
+        if claim["expires_at"] <= now or claim["holder"] in _closed:
             return True
         if self.connection.kind == "embedded":  # one process writes: whoever else wrote it is gone
             return worker != self.worker

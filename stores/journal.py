@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,22 +123,36 @@ def deliver(connection: Connection | None = None, *, wait: bool = True) -> dict[
     return counts
 
 
-def deliver_waiting(connection: Connection) -> None:
-    """Deliver what waits, unless another process is at it; what fails stays. Called when the database has answered."""
+def deliver_waiting(connection: Connection, *, patience: float = 0.0) -> None:
+    """Deliver what waits, unless another process is at it; what fails stays. Called when the database has answered.
+
+    Parameters
+    ----------
+    patience
+        Seconds to wait for another process to finish.
+    """
+    deadline = time.monotonic() + patience
+    while not _try_to_deliver(connection) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _try_to_deliver(connection: Connection) -> bool:
+    """Deliver what waits; return whether that is over, that is, whether no other process is at it."""
     path = folder(connection) / "records.jsonl"
     try:
         if not path.stat().st_size:
-            return
+            return True
     except OSError:
-        return
+        return True
     try:
         counts = deliver(connection, wait=False)
     except BlockingIOError:
-        return
+        return False
     except OSError as error:
         LOG.warning("the local journal waits in %s: %s", path, error)
     else:
         LOG.warning("delivered the local journal %s: %s", path, counts)
+    return True
 
 
 def _deliver(

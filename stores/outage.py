@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -131,6 +132,8 @@ def wait_for_server(client: Client) -> bool:
 def until_done(work: Callable[[], Result], client: Client, *, attempts: int = 5) -> Result:
     """Return ``work()``, begun anew after an outage that cut it off: for work that does what is left to do.
 
+    What this process put into the journal meanwhile is delivered before, so that it counts as done.
+
     Raises
     ------
     pymongo.errors.PyMongoError
@@ -144,6 +147,18 @@ def until_done(work: Callable[[], Result], client: Client, *, attempts: int = 5)
             if attempts <= 0 or not wait_for_server(client):
                 raise
             LOG.warning("the database was away (%s); the work goes on", first_line(error))
+            _deliver_journal(client)
+
+
+def _deliver_journal(client: Client) -> None:
+    """Deliver the journal of this process's connection on a client; another process that does it is waited for."""
+    from stores import journal
+    from stores.connection import current
+
+    with suppress(ConnectionError):  # a client of its own, of no connection
+        connection = current()
+        if connection.client is client and not connection.read_only:
+            journal.deliver_waiting(connection, patience=patience())
 
 
 def _given_up(client: Client) -> bool:

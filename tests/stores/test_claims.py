@@ -223,3 +223,42 @@ def test_the_lease_is_configurable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lease_seconds() == module.LEASE
     monkeypatch.setenv(LEASE_VARIABLE, "12.5")
     assert lease_seconds() == 12.5
+
+
+@pytest.mark.wire
+def test_what_cannot_be_given_back_in_an_outage_is_given_back_later(
+    wire_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pymongo.errors import AutoReconnect
+
+    def away(*_: Any, **__: Any) -> None:
+        raise AutoReconnect("gone")
+
+    with Claims(lease=60) as claims:
+        claims.claim(["x", "y"])
+        with monkeypatch.context() as patch:
+            patch.setattr(claims._collection, "delete_many", away)
+            claims.release(["x"])
+        assert claims.held == {"x", "y"}  # until it can be given back
+    assert wire_connection.db["claims"].count_documents({}) == 0
+
+    with Claims(lease=60) as open_still:
+        open_still.claim(["z"])
+        assert Claims().claim(["z"]) == []
+
+
+@pytest.mark.wire
+def test_who_ended_in_an_outage_does_not_keep_its_process_waiting(
+    wire_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pymongo.errors import AutoReconnect
+
+    def away(*_: Any, **__: Any) -> None:
+        raise AutoReconnect("gone")
+
+    with Claims(lease=60) as claims:
+        claims.claim(["x"])
+        monkeypatch.setattr(claims._collection, "delete_many", away)
+    other = worker(wire_connection)
+    assert wire_connection.db["claims"].count_documents({}) == 1
+    assert other.claim(["x"]) == ["x"]

@@ -336,6 +336,36 @@ def test_the_next_process_delivers_the_journal(
         assert journal.pending() == 0
 
 
+@pytest.mark.wire
+def test_what_a_long_outage_left_in_the_journal_is_not_computed_again(
+    own_server: WireServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1.5")
+    monkeypatch.setattr(own_connection.client._topology._settings, "_server_selection_timeout", 0.5)
+    computed: list[str] = []
+
+    def lacking(ids: list[str]) -> list[str]:
+        known = own_connection.db["predictions"].distinct("structure_id", {"structure_id": {"$in": ids}})
+        return [i for i in ids if i not in known]
+
+    def work() -> None:
+        with Claims(lease=600) as claims:
+            for share in claims.shares(["s-0", "s-1"], key=str, lacking=lacking):
+                for identity in share:
+                    if not computed:
+                        own_server.stop()
+                        threading.Timer(3, own_server.start).start()
+                    computed.append(identity)
+                    insert_predictions(predictions(int(identity[2:]), 1))
+                    monkeypatch.setenv(PATIENCE_VARIABLE, "60")  # to begin anew
+                    claims.release([identity])
+
+    until_done(work, own_connection.client)
+    assert computed == ["s-0", "s-1"]
+    assert lacking(["s-0", "s-1"]) == []
+    assert journal.pending() == 0
+
+
 def suspend(server: WireServer, seconds: float) -> None:
     """Stop the server's process as it is, with requests half done, and let it go on."""
     assert server.process is not None
