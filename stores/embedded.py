@@ -20,7 +20,7 @@ from mongomock_ng.mongo_client import MongoClient
 from pymongo.errors import ConfigurationError, OperationFailure
 
 from stores import projection
-from stores.sqlite_planner import explained, sort_pairs
+from stores.sqlite_planner import explained, sort_pairs, type_strict
 from stores.sqlite_server import SQLiteServer
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ class EmbeddedCollection(Collection):
             documents = [bson.decode(blob) for _, blob in found]
             if not stages:
                 return CommandCursor(documents)
+            stages = [{"$match": type_strict(s["$match"])} if list(s) == ["$match"] else s for s in stages]
             return aggregate.process_pipeline(documents, self.database, stages, session)
 
     def with_options(  # type: ignore[override]

@@ -14,7 +14,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from stores.index_keys import after, duplicate_key, encode, encode_document, inverted, sort_key
 from stores.sqlite_index import Index, decode_config, id_index
-from stores.sqlite_planner import Conditions, Plan, cheapest, plan_of, worth_comparing
+from stores.sqlite_planner import Conditions, Plan, cheapest, plan_of, type_strict, worth_comparing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -394,7 +394,8 @@ class SQLiteCollection(CollectionStore):
             return
         pairs = self._all() if plan is None else map(self._read, self._seqs(plan))
         if spec and not (plan is not None and plan.exact):
-            pairs = (pair for pair in pairs if filtering.filter_applies(spec, pair[0]))
+            strict = type_strict(spec)
+            pairs = (pair for pair in pairs if filtering.filter_applies(strict, pair[0]))
         yield from itertools.islice(_sorted(pairs, sort, plan.sorted_keys if plan else 0, stop), skip, stop)
 
     def count(self, spec: Mapping[str, Any]) -> int:

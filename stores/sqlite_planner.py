@@ -251,6 +251,56 @@ def _is_exact(value: Any, field: str) -> bool:
     return isinstance(value, (str, bool, int, float, bson.ObjectId, datetime))
 
 
+class Literal:
+    """A value that equals what MongoDB calls equal: to Python ``True`` is 1 and ``False`` is 0, too."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, bool) == isinstance(self.value, bool) and self.value == other
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def type_strict(spec: Any) -> Any:
+    """Return a filter, or the operators on one field, by which truth values do not equal the numbers 0 and 1.
+
+    It is to be given to mongomock's filter, which compares as Python does; only such values are replaced.
+    """
+    if not isinstance(spec, Mapping):
+        return spec
+    return {name: _strict_demand(name, demand) for name, demand in spec.items()}
+
+
+def _strict_demand(name: str, demand: Any) -> Any:
+    if name in {"$and", "$or", "$nor"}:
+        return [type_strict(part) for part in demand] if isinstance(demand, (list, tuple)) else demand
+    if name in {"$not", "$elemMatch"}:
+        return type_strict(demand)
+    if name in {"$in", "$nin", "$all"}:
+        return [_strict_value(value) for value in demand] if isinstance(demand, (list, tuple)) else demand
+    if name.startswith("$") and name not in {"$eq", "$ne"}:
+        return demand
+    return _strict_value(demand, operators=not name.startswith("$"))
+
+
+def _strict_value(value: Any, *, operators: bool = True) -> Any:
+    if isinstance(value, (bool, int, float)):
+        return Literal(value) if value in (0, 1) else value
+    if isinstance(value, list):
+        return [_strict_value(item, operators=False) for item in value]
+    if type(value) is dict:  # others compare in ways of their own
+        if operators and value and all(name.startswith("$") for name in value):
+            return type_strict(value)
+        return {name: _strict_value(item, operators=False) for name, item in value.items()}
+    return value
+
+
 def explained(plan: Plan | None, spec: Mapping[str, Any], sort: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """Return a plan in the words of MongoDB's ``explain``."""
     if plan is None:

@@ -22,6 +22,7 @@ from stores.connection import connect
 from stores.embedded import EmbeddedClient
 from stores.index_keys import entry
 from stores.sqlite_index import Index
+from stores.sqlite_planner import type_strict
 
 
 @pytest.fixture
@@ -115,8 +116,7 @@ def test_indexed_and_plain_look_ups_agree(connection):
         assert names(indexed.find(spec)) == names(plain.find(spec)), spec
 
 
-# no booleans: mongomock's filter holds True and 1 equal, MongoDB and the index do not
-scalars = st.one_of(st.none(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 2.5, "a", "b"]))
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 2.5, "a", "b"]))
 values = st.one_of(scalars, st.lists(scalars, max_size=3))
 
 
@@ -127,10 +127,58 @@ def test_an_index_never_hides_what_the_filter_finds(document, a, b):
 
     for spec in ({"a": a}, {"b": b}, {"a": a, "b": b}):
         fields = tuple(spec)
-        if filter_applies(spec, document):
+        if filter_applies(type_strict(spec), document):
             key = b"".join(entry(value) for value in spec.values())
             index = Index("i", {"key": [(field, 1) for field in fields]}, 7)
             assert index.slot + key in index.entries(document)[0]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"ok": True}, "tu"),
+        ({"ok": 1}, "iou"),
+        ({"ok": {"$eq": False}}, "f"),
+        ({"ok": 0.0}, "z"),
+        ({"ok": {"$ne": True}}, "fioz"),
+        ({"ok": {"$ne": 0}}, "fiotu"),
+        ({"ok": {"$in": [True, 0]}}, "tuz"),
+        ({"ok": {"$nin": [1, False]}}, "tz"),
+        ({"ok": {"$all": [1, True]}}, "u"),
+        ({"ok": {"$not": {"$eq": 1}}}, "ftz"),
+        ({"ok": [True, 1]}, "u"),
+        ({"ok": [1, 1]}, ""),
+        ({"ok": {"$elemMatch": {"$eq": True}}}, "u"),
+        ({"in.x": 1}, "t"),
+        ({"in": {"x": True}}, "i"),
+        ({"in": {"x": 1}}, "t"),
+        ({"items": {"$elemMatch": {"x": 1}}}, "i"),
+        ({"items": {"$all": [{"$elemMatch": {"x": True}}]}}, "t"),
+        ({"$or": [{"ok": False}, {"$and": [{"ok": 1}, {"name": "o"}]}]}, "fo"),
+        ({"$nor": [{"ok": True}, {"ok": 1}]}, "fz"),
+        ({"ok": {"$exists": 1}, "name": "t"}, "t"),
+        ({"items": {"$size": 1}}, "it"),
+        ({"ok": {"$gte": 1}}, "iou"),
+    ],
+)
+def test_truth_values_are_no_numbers(collection, indexed, spec, expected):
+    if indexed:
+        for field in ("ok", "in", "in.x"):
+            collection.create_index(field)
+    collection.insert_many(
+        [
+            {"name": "t", "ok": True, "in": {"x": 1}, "items": [{"x": True}]},
+            {"name": "f", "ok": False},
+            {"name": "i", "ok": 1, "in": {"x": True}, "items": [{"x": 1}]},
+            {"name": "o", "ok": 1.0},
+            {"name": "z", "ok": 0},
+            {"name": "u", "ok": [True, 1]},
+        ]
+    )
+    assert "".join(names(collection.find(spec))) == expected
+    assert collection.count_documents(spec) == len(expected)
+    assert "".join(names(collection.aggregate([{"$project": {"_id": 0}}, {"$match": spec}]))) == expected
 
 
 def test_sort_skip_limit_and_projection(collection):
