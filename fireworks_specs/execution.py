@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -123,25 +124,66 @@ def advance(launchpad: LaunchPad, campaign: str, config: CampaignConfig, *, roun
     """Put the next step's workflows on the launchpad; return how many.
 
     Of several workers that derive the same step one gets the claim, the others add nothing. ``force`` adds it under a
-    new claim: for a step whose workflows are lost or failed.
+    new claim if nothing of it is active any more: for a step whose workflows are lost or failed.
     """
     from fireworks_specs.steps import next_step
     from fireworks_specs.workflows import step_workflows
-    from stores.steps import claim_step
+    from stores.claims import this_worker
+    from stores.connection import connect_from_launchpad
+    from stores.outage import LOST
+    from stores.steps import claim_step, release_step
 
     step = next_step(campaign, config, rounds=rounds)
     if step is None:
         return 0
+    connection = connect_from_launchpad(launchpad)
     key, attempt = step.key, 1
-    while not claim_step(key, {"campaign": campaign, "items": len(step.items)}):
-        if not force:
+    payload = {"campaign": campaign, "items": len(step.items), "worker": this_worker()}
+    while not claim_step(key, payload | {"claimed_at": connection.now()}):
+        states = _states_of_step(launchpad, key)
+        if not states:  # whoever claimed it is about to add it, or never will
+            if not _take_void_claim(connection, launchpad, key):
+                time.sleep(0.5)
+        elif force and states.isdisjoint(ACTIVE_STATES):
+            attempt += 1
+            key = f"{step.key}#{attempt}"
+        else:
             return 0
-        attempt += 1
-        key = f"{step.key}#{attempt}"
-    workflows = step_workflows(step, rounds=rounds)
-    with contextlib.redirect_stderr(io.StringIO()):  # FireWorks draws a bar of its own
-        launchpad.bulk_add_wfs(workflows)
+    workflows = step_workflows(step, rounds=rounds, key=key)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # FireWorks draws a bar of its own
+            launchpad.bulk_add_wfs(workflows)
+    except BaseException:
+        with contextlib.suppress(*LOST):  # else the claim is void when its lease is over
+            release_step(key)
+        raise
     return len(workflows)
+
+
+def _states_of_step(launchpad: LaunchPad, key: str) -> set[str]:
+    """Return the states of the fireworks that were added under a step's claim."""
+    added = launchpad.workflows.find({"metadata.key": key}, {"nodes": 1})
+    nodes = [fw_id for workflow in added for fw_id in workflow["nodes"]]
+    return set(launchpad.fireworks.distinct("state", {"fw_id": {"$in": nodes}})) if nodes else set()
+
+
+def _take_void_claim(connection: Connection, launchpad: LaunchPad, key: str) -> bool:
+    """Remove a step's claim if its worker died before it added the workflows; return whether this call did."""
+    from stores.claims import is_dead, lease_seconds
+
+    found = connection.db["steps"].find_one({"key": key})
+    if found is None:
+        return True
+    payload = found.get("payload") or {}
+    since = payload.get("claimed_at") or found["provenance"]["created_at"]
+    age = (connection.now() - since).total_seconds()
+    if age <= lease_seconds() and not is_dead(payload.get("worker") or {}):
+        return False
+    if _states_of_step(launchpad, key):  # it was added after all
+        return False
+    # by its _id: of several that see this, one removes it, and never the claim that follows
+    removed: int = connection.db["steps"].delete_one({"_id": found["_id"]}).deleted_count
+    return bool(removed)
 
 
 def work_in_progress(launchpad: LaunchPad, campaign: str) -> bool:
@@ -220,6 +262,7 @@ def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummar
     recovered = recover(launchpad, config.name, everything=connection.kind == "embedded")
     worker = FWorker(name=worker_name(), query={"spec.campaign": config.name})
     count = failed = 0
+    seen: str | None = None
     stuck: str | None = None
     with _quietly(), _interruptible() as interrupt:
         while True:
@@ -241,8 +284,11 @@ def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummar
             failed = _fizzled(launchpad, config.name)
             if stuck == step.key:
                 raise CampaignFailed(_failure_message(launchpad, config.name, step.name, step.round))
-            stuck = step.key
-            advance(launchpad, config.name, config, rounds=last, force=True)
+            # a step that is on the launchpad already may have been finished by another run since it was derived; if
+            # it comes up again with nothing active, its workflows were lost or have failed
+            if advance(launchpad, config.name, config, rounds=last, force=seen == step.key):
+                stuck = step.key
+            seen = step.key
     # what a process that was killed may have left unbuilt; nothing if all is current
     until_done(lambda: build_campaign(config.name), connection.client)
     return RunSummary(count, failed, recovered, finished=True)
@@ -343,8 +389,6 @@ def _failure_message(launchpad: LaunchPad, campaign: str, step: str, number: int
 
 def _wait_for_others(launchpad: LaunchPad, campaign: str, interrupt: _Interrupt) -> bool:
     """Wait while other workers hold the campaign's fireworks; return False when interrupted."""
-    import time
-
     while _active(launchpad, campaign) and not _ready(launchpad, campaign):
         if interrupt.is_set:
             return False

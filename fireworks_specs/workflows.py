@@ -22,12 +22,15 @@ CATEGORIES = {
 """Step -> FireWorks category, by which workers choose (GPU nodes: train and mlip; CPU nodes: dft)."""
 
 
-def step_workflows(step: Step, *, rounds: int) -> list[Workflow]:
-    """Return one workflow per item of a step; specs carry ids, never structures or credentials."""
-    return [_item_workflow(step, item, number, rounds) for number, item in enumerate(step.items)]
+def step_workflows(step: Step, *, rounds: int, key: str | None = None) -> list[Workflow]:
+    """Return one workflow per item of a step; specs carry ids, never structures or credentials.
+
+    ``key`` is the claim under which they are added, the step's own by default; their metadata name it.
+    """
+    return [_item_workflow(step, item, number, rounds, key or step.key) for number, item in enumerate(step.items)]
 
 
-def _item_workflow(step: Step, item: Any, number: int, rounds: int) -> Workflow:
+def _item_workflow(step: Step, item: Any, number: int, rounds: int, key: str) -> Workflow:
     from fireworks_specs.firetasks.advance import AdvanceTask
 
     name = f"{step.campaign} round {step.round} {step.name} {number + 1}/{len(step.items)}"
@@ -40,7 +43,7 @@ def _item_workflow(step: Step, item: Any, number: int, rounds: int) -> Workflow:
         name=f"{name} advance",
         parents=[work],
     )
-    return Workflow([work, after], name=name, metadata=where | {"step": step.name, "key": step.key})
+    return Workflow([work, after], name=name, metadata=where | {"step": step.name, "key": key})
 
 
 def _spec(step: Step, role: str) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pytest
 from fireworks import Firework, FWAction, FWorker, Workflow
 
-from fireworks_specs import execution
+from fireworks_specs import execution, steps
 from fireworks_specs.firetasks.close import CloseTask
+from fireworks_specs.steps import Step
+from stores.claims import LEASE_VARIABLE, this_worker
+from stores.steps import claim_step
 
 if TYPE_CHECKING:
     from stores.connection import Connection
@@ -36,3 +42,66 @@ def test_a_failed_workflow_is_given_up_only_when_nobody_works_on_it(connection: 
     # FireWorks asks whether the field exists: one that says False is a lock for ever
     assert connection.db["workflows"].count_documents({"locked": {"$exists": True}}) == 0
     assert connection.db["workflows"].distinct("state") == ["ARCHIVED"]
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Step:
+    """Make the next step always the same one."""
+    step = Step("a", 0, "close", ("all",))
+    monkeypatch.setattr(steps, "next_step", lambda *_, **__: step)
+    return step
+
+
+def test_a_step_whose_workflows_were_not_added_is_not_taken(
+    connection: Connection, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launchpad = connection.launchpad()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(launchpad), "bulk_add_wfs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            execution.advance(launchpad, "a", None, rounds=1)  # type: ignore[arg-type]
+    assert connection.db["steps"].count_documents({}) == 0
+    assert execution.advance(launchpad, "a", None, rounds=1) == 1  # type: ignore[arg-type]
+    assert connection.db["workflows"].distinct("metadata.key") == [step.key]
+
+
+@pytest.mark.parametrize("lost", ["long ago", "on this machine"])
+def test_a_step_whose_claimer_was_killed_before_it_added_it_is_taken_over(
+    connection: Connection, step: Step, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setenv(LEASE_VARIABLE, "30")
+    now = connection.now()
+    if lost == "long ago":
+        claim_step(step.key, {"worker": {"host": "node7"}, "claimed_at": now - timedelta(seconds=31)})
+    else:
+        claim_step(step.key, {"worker": this_worker() | {"pid": 2**22 + 1}, "claimed_at": now})
+    launchpad = connection.launchpad()
+    assert execution.advance(launchpad, "a", None, rounds=1) == 1  # type: ignore[arg-type]
+    assert execution.advance(launchpad, "a", None, rounds=1) == 0  # type: ignore[arg-type]
+    assert connection.db["steps"].count_documents({}) == 1
+
+
+def test_who_meets_a_new_claim_waits_for_its_workflows(
+    connection: Connection, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LEASE_VARIABLE, "30")
+    claim_step(step.key, {"worker": this_worker() | {"machine": "another"}, "claimed_at": connection.now()})
+    launchpad = connection.launchpad()
+    workflow = Workflow([Firework([CloseTask(campaign="a", round=0)])], metadata={"key": step.key})
+    late = threading.Timer(1.0, launchpad.bulk_add_wfs, ([workflow],))
+    late.start()
+    assert execution.advance(launchpad, "a", None, rounds=1, force=True) == 0  # type: ignore[arg-type]
+    late.join()
+    assert launchpad.workflows.count_documents({}) == 1
+
+
+def test_forcing_a_step_adds_it_only_when_nothing_of_it_is_active(connection: Connection, step: Step) -> None:
+    launchpad = connection.launchpad()
+
+    def force() -> int:
+        return execution.advance(launchpad, "a", None, rounds=1, force=True)  # type: ignore[arg-type]
+
+    assert [force(), force()] == [1, 0]
+    launchpad.fireworks.update_many({}, {"$set": {"state": "FIZZLED"}})
+    assert [force(), force()] == [1, 0]
+    assert sorted(connection.db["workflows"].distinct("metadata.key")) == [step.key, f"{step.key}#2"]
