@@ -17,7 +17,7 @@ from mongomock_ng.collection import Collection, Cursor
 from mongomock_ng.command_cursor import CommandCursor
 from mongomock_ng.database import Database
 from mongomock_ng.mongo_client import MongoClient
-from pymongo.errors import ConfigurationError, OperationFailure
+from pymongo.errors import ConfigurationError, OperationFailure, WriteError
 
 from stores import projection
 from stores.sqlite_planner import explained, sort_pairs, type_strict
@@ -25,6 +25,9 @@ from stores.sqlite_server import SQLiteServer
 
 if TYPE_CHECKING:
     from pymongo.operations import IndexModel
+
+
+TYPE_MISMATCH = 14  # MongoDB's number of this error
 
 
 class EmbeddedClient(MongoClient):
@@ -135,6 +138,22 @@ class EmbeddedCollection(Collection):
 
     def _update(self, *args: Any, **kwargs: Any) -> Any:
         return self._server.write(super()._update, *args, **kwargs)
+
+    def _update_documents(self, *args: Any, **kwargs: Any) -> Any:
+        """Update; what mongomock trips over is the update's fault, as an ``$inc`` of a text.
+
+        Raises
+        ------
+        WriteError
+            If an operator cannot be applied to what a document has.
+        """
+        try:
+            return super()._update_documents(*args, **kwargs)
+        except bson.errors.BSONError:
+            raise
+        except (TypeError, AttributeError, ValueError, KeyError) as error:
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise WriteError(f"the update does not suit the fields it finds ({found})", TYPE_MISMATCH) from error
 
     def _find_and_modify(self, *args: Any, **kwargs: Any) -> Any:
         return self._server.write(super()._find_and_modify, *args, **kwargs)
@@ -252,6 +271,7 @@ class EmbeddedCursor(Cursor):
             if parsed is not None:
                 results = [_projected(document, blob, parsed) for document, blob in found]
             elif self._projection:
+                projection.refuse_nested_operators(self._projection)
                 results = [
                     collection._copy_only_fields(document, _copy(self._projection), dict, filter=self._spec)
                     for document, _ in found

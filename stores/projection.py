@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pymongo.errors import OperationFailure
+
 Tree = dict[str, Any]
 """Field -> its own tree, empty where the whole field is meant."""
 
@@ -39,6 +41,23 @@ def parse(projection: Any) -> tuple[bool, bool, Tree] | None:
             return None
         place[last] = {}
     return keep, True if with_id is None else bool(with_id), tree
+
+
+def refuse_nested_operators(projection: Any) -> None:
+    """Refuse operators on a part of a field, of which mongomock returns nothing.
+
+    Raises
+    ------
+    OperationFailure
+        If there are any.
+    """
+    nested = projection.items() if isinstance(projection, Mapping) else ()
+    for name, value in nested:
+        if isinstance(value, Mapping) and isinstance(name, str) and "." in name:
+            raise OperationFailure(
+                f"the embedded store projects no {next(iter(value), 'operator')} of the nested field {name!r}; "
+                f"project {name.split('.')[0]!r} and take the part of it"
+            )
 
 
 def project(document: Mapping[str, Any], keep: bool, with_id: bool, tree: Tree) -> dict[str, Any]:

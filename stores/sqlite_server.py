@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mongomock_ng.store import DatabaseStore, ServerStore
+from pymongo.errors import InvalidOperation
 
 from stores.file_lock import FileLock
 from stores.sqlite_collection import SQLiteCollection
@@ -39,6 +40,7 @@ class SQLiteServer(ServerStore):
         self._pid = os.getpid()
         self._writing = False
         self._unsure = False
+        self._closed = False
         self._lock_file = None if read_only else FileLock(path)
         try:
             self.sqlite = self._open_file()
@@ -228,6 +230,7 @@ class SQLiteServer(ServerStore):
     def close(self) -> None:
         """Close the file; closing twice is fine."""
         with self.lock:
+            self._closed = True
             self._databases.clear()
             if os.getpid() == self._pid:  # a forked child must not touch the parent's file
                 self.sqlite.close()
@@ -239,6 +242,8 @@ class SQLiteServer(ServerStore):
             raise RuntimeError(
                 f"{self.path} belongs to process {self._pid}; this is its fork {os.getpid()}, which must not use it"
             )
+        if self._closed:
+            raise InvalidOperation(f"{self.path} was closed; connect again")
         if self._is_left_over():
             with self.lock:
                 if self._is_left_over():

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymongo import ASCENDING, DESCENDING, InsertOne, ReplaceOne, UpdateOne
-from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError
+from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError, InvalidOperation, WriteError
 
 from stores.connection import connect
 from stores.embedded import EmbeddedClient
@@ -403,6 +403,89 @@ def test_a_half_undone_operation_is_undone_by_the_next_one(embedded_connection, 
         assert [document["_id"] for document in things.find()] == [1]
         things.insert_one({"_id": 3})
         things.delete_one({"_id": 3})
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"$inc": {"text": 1}},
+        {"$push": {"text": 1}},
+        {"$inc": {"h": 1}},
+        {"$addToSet": {"text": 1}},
+    ],
+)
+def test_an_update_that_does_not_suit_the_document_is_a_write_error(collection, update):
+    collection.insert_one({"_id": 1, "text": "t", "h": [1]})
+    with pytest.raises(WriteError) as caught:
+        collection.update_one({"_id": 1}, {"$set": {"new": 1}, **update})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BulkWriteError):
+        collection.bulk_write([UpdateOne({"_id": 1}, update)])
+    assert collection.find_one({"_id": 1}) == {"_id": 1, "text": "t", "h": [1]}
+
+
+def test_an_update_past_the_end_of_a_list_is_one_line(embedded_connection):
+    things = embedded_connection.db["things"]
+    things.insert_one({"_id": 1, "h": [1]})
+    with pytest.raises(WriteError, match="does not suit"):
+        things.update_one({"_id": 1}, {"$set": {"h.1.x": 2}})
+    with pytest.raises(TypeError):  # the caller's fault
+        things.update_one([], {"$set": {"h": 2}})
+    with pytest.raises(ValueError, match=r"\$"):
+        things.update_one({}, {"h": 2})
+    assert things.find_one({"_id": 1}) == {"_id": 1, "h": [1]}
+
+
+def test_threads_may_create_and_drop_the_same(embedded_connection):
+    """One thread is between its look at the collection and the lock while another does the same."""
+    things = embedded_connection.db["things"]
+    things.insert_one({"a": 1})
+    server = embedded_connection.client.server
+    errors = []
+
+    def behind(action):
+        def run():
+            try:
+                action()
+            except Exception as error:
+                errors.append(error)
+
+        with server.lock:
+            thread = threading.Thread(target=run)
+            thread.start()
+            time.sleep(0.2)
+            action()
+        thread.join()
+
+    behind(lambda: things.create_index("a", unique=True))
+    assert list(things.index_information()) == ["_id_", "a_1"]
+    behind(things.drop)
+    assert errors == []
+    assert things.count_documents({}) == 0
+    things.insert_one({"a": 1})
+
+
+def test_a_closed_store_answers_nothing_from_memory(embedded_connection):
+    things = embedded_connection.db["things"]
+    things.insert_one({"a": 1})
+    cursor = things.find()
+    assert things.count_documents({}) == 1
+    embedded_connection.client.close()
+    embedded_connection.client.close()
+    for question in (
+        things.find_one,
+        lambda: list(cursor),
+        lambda: things.count_documents({}),
+        lambda: things.count_documents({"a": 1}),
+        lambda: list(things.aggregate([])),
+        lambda: things.distinct("a"),
+        things.find().explain,
+        lambda: things.insert_one({}),
+        lambda: things.create_index("b"),
+        things.drop,
+    ):
+        with pytest.raises(InvalidOperation, match="close"):
+            question()
 
 
 def test_a_full_disk_is_one_line_and_forgets_nothing(embedded_connection):

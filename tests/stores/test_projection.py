@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pymongo.errors import OperationFailure
 
 from stores.projection import parse, project
 
@@ -34,6 +35,16 @@ def test_by_hand(connection, projection, expected):
 @pytest.mark.parametrize("given_", [{"a": {"$slice": 1}}, {"a.$": 1}, {"a": 1, "b": 0}, {"a": 1, "a.b": 1}, {}, None])
 def test_what_is_not_plain_is_left_to_the_library(given_):
     assert parse(given_) is None
+
+
+@pytest.mark.parametrize("operator", ["$slice", "$elemMatch"])
+def test_an_operator_on_a_nested_field_is_refused(embedded_connection, operator):
+    collection = embedded_connection.db["things"]
+    collection.insert_one(dict(DOCUMENT))
+    wanted = 1 if operator == "$slice" else {"b": 2}
+    with pytest.raises(OperationFailure, match=rf"no \{operator} of the nested field 'a.c'"):
+        collection.find_one({}, {"a.c": {operator: wanted}})
+    assert collection.find_one({}, {"e": {"$slice": 1}, "_id": 1})["e"] == [5]
 
 
 def test_what_is_returned_is_the_callers_own(embedded_connection):
