@@ -155,7 +155,7 @@ def _move(source: Connection, target: Connection, progress: Progress | None, *, 
     names = _names(source)
     if done is not None:
         _refuse_changes(source, done, _Counter(progress, _size(source, names)))
-        _mark_source(source, target, "moved")
+        _finish(source, target)
         return {**done, "already": True}
     count = _Counter(progress, 3 * _size(source, names))
     copied = {name: _copy(source, target, name, count) for name in sorted({*names, *_names(target)})}
@@ -174,8 +174,7 @@ def _move(source: Connection, target: Connection, progress: Progress | None, *, 
     report["copied"] = sum(copied.values())
     finished = {"state": "moved", "finished_at": _now(), "report": report}
     target.db[MARKS].update_one({"_id": "source"}, {"$set": finished})
-    _mark_source(source, target, "moved")
-    target.db[MARKS].delete_many({"copied": {"$exists": True}})
+    _finish(source, target)
     return {**report, "already": False}
 
 
@@ -411,6 +410,11 @@ def _open_target(source: Connection, target: Connection, identity: str) -> Repor
 def _mark_source(source: Connection, target: Connection, state: str) -> None:
     where = {"uri": target.uri_redacted, "state": state, "at": _now()}
     source.db[MARKS].update_one({"_id": "target"}, {"$set": where})
+
+
+def _finish(source: Connection, target: Connection) -> None:
+    _mark_source(source, target, "moved")
+    target.db[MARKS].delete_many({"copied": {"$exists": True}})
 
 
 def _refuse_pending_journal(source: Connection, target: Connection) -> None:

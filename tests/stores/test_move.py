@@ -315,6 +315,52 @@ def test_what_was_built_anew_between_two_calls_has_its_keys_free(
     assert contents(other_connection) == contents(embedded_connection)
 
 
+def test_both_sides_open_for_the_move_itself(
+    embedded_connection: Connection, other_connection: Connection, tmp_path: Path
+) -> None:
+    """Interrupted after the source was closed, with records that wait for it; then once more after the last mark."""
+    from stores import journal
+    from stores import move as module
+
+    fill(embedded_connection, 5)
+    interrupt(embedded_connection, other_connection, "verify predictions")
+    made = {"created_by": "tests"}
+    record = {"structure_id": "s-late", "property": "K", "protocol_id": "p", "value": 1.0, "provenance": made}
+    journal.keep("predictions", [record], connection=embedded_connection)
+    embedded_connection.close()
+    other_connection.close()
+    with (
+        moving(),
+        connect("embedded", root=tmp_path) as source,
+        connect("embedded:other.sqlite", root=tmp_path, alias="other") as target,
+    ):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(module, "_finish", lambda *_: None)
+            move(source, target)
+        assert moved_to(source) is None
+        assert move(source, target)["already"] is True
+        assert moved_to(source) == target.uri_redacted
+        assert target.db["moves"].count_documents({}) == 1
+        assert target.db["predictions"].count_documents({"structure_id": "s-late"}) == 1
+        journal.keep("predictions", [record], connection=source)
+        with pytest.raises(ValueError, match=f"1 records for .* wait in .*; move them to {journal.folder(target)}"):
+            move(source, target)
+
+
+@pytest.mark.wire
+def test_a_collation_goes_along(wire_connection: Connection, wire_server: str) -> None:
+    options = {"unique": True, "collation": {"locale": "en", "strength": 2}}
+    wire_connection.db["mine"].create_index([("a", 1)], name="ci", **options)
+    name = f"inv_design_test_collation_{os.getpid()}"
+    with connect(f"{wire_server}/{name}", alias="server") as server:
+        try:
+            move(wire_connection, server)
+            made = server.db["mine"].index_information()["ci"]
+            assert {key: made[key] for key in options} == options
+        finally:
+            server.client.drop_database(name)
+
+
 @pytest.mark.wire
 def test_who_writes_to_the_server_is_in_the_way(wire_connection: Connection, tmp_path: Path) -> None:
     wire_connection.db["fireworks"].insert_one({"fw_id": 1, "state": "RUNNING"})
