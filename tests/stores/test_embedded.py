@@ -457,9 +457,10 @@ def test_threads_may_create_and_drop_the_same(embedded_connection):
             action()
         thread.join()
 
-    behind(lambda: things.create_index("a", unique=True))
+    store = things._store  # asked for beforehand, as that waits for the lock, too
+    behind(lambda: store.create_index("a_1", {"key": [("a", 1)], "unique": True}))
     assert list(things.index_information()) == ["_id_", "a_1"]
-    behind(things.drop)
+    behind(store.drop)
     assert errors == []
     assert things.count_documents({}) == 0
     things.insert_one({"a": 1})
