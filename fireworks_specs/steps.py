@@ -77,10 +77,13 @@ def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:
 
 
 def model_of_round(campaign: str, number: int, kind: str) -> Any:
-    """Return the ``models`` document that a round uses, or ``None`` if it has not been trained."""
+    """Return the ``models`` document that a round uses, or ``None`` if it has not been trained.
+
+    Of several, it is the one that was inserted first: what arrives later must not unmake the results of the first.
+    """
     from stores.documents.model import Model
 
-    return Model.objects(campaign=campaign, round=number, kind=kind).order_by("model_id").first()
+    return Model.objects(campaign=campaign, round=number, kind=kind).order_by("id").first()
 
 
 def missing_chunks(campaign: str, config: CampaignConfig, number: int) -> list[int]:

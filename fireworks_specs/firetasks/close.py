@@ -21,24 +21,35 @@ class CloseTask(CampaignTask):
     """
 
     def work(self) -> None:
-        """Evaluate every target that lacks an evaluation, then build."""
+        """Evaluate every target that lacks an evaluation, then build; wait if another worker is at it."""
         from builders.run import build_campaign
-        from fireworks_specs.steps import model_of_round
+        from stores.claims import Claims
+
+        name, number = self["campaign"], self["round"]
+        with Claims(campaign=name, stage="close") as claims:
+            key = f"close/{name}/{number}"
+            for _ in claims.shares([key], key=str, lacking=lambda keys: keys if self._missing_targets() else []):
+                self._evaluate(self._missing_targets())
+        build_campaign(name)
+
+    def _missing_targets(self) -> list[float]:
+        """Return the targets that lack an evaluation; 0 stands for the empty one of a campaign that has no targets."""
         from stores.documents.evaluation import Evaluation
+
+        known = set(Evaluation.objects(campaign=self["campaign"], round=self["round"]).scalar("target"))
+        targets = [t for t in self.config.evaluation.targets if t > 0] or [0.0]
+        return [t for t in targets if t not in known]
+
+    def _evaluate(self, targets: list[float]) -> None:
+        from fireworks_specs.steps import model_of_round
         from stores.records import insert_documents
 
-        name, number, config = self["campaign"], self["round"], self.config
-        model = model_of_round(name, number, "generator")
-        # the last target is inserted last: a round counts as closed only when every evaluation is there
-        targets = [t for t in config.evaluation.targets if t > 0]
-        known = set(Evaluation.objects(campaign=name, round=number).scalar("target"))
-        samples = {t: self._sample(model.model_id, t) for t in targets if t not in known}
+        model = model_of_round(self["campaign"], self["round"], "generator")
+        samples = {t: self._sample(model.model_id, t) if t else [] for t in targets}
         judged = self._judge([(t, s) for t, found in samples.items() for s in found])
-        documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in samples]
-        if not targets and 0.0 not in known:
-            documents.append(self._evaluation(model.model_id, 0.0, [], 0))
+        # the last target is inserted last: a round counts as closed only when every evaluation is there
+        documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in targets]
         insert_documents("evaluations", documents)
-        build_campaign(name)
 
     def _sample(self, model_id: str, target: float) -> list[Any]:
         config = self.config

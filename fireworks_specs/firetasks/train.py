@@ -32,15 +32,26 @@ class TrainTask(CampaignTask):
     required_params = ("campaign", "round", "kind")
 
     def work(self) -> None:
-        """Insert the model unless the round has one."""
+        """Insert the model unless the round has one; wait if another worker is at it."""
+        from fireworks_specs.steps import model_of_round
+        from stores.claims import Claims
+
+        name, number, kind = self["campaign"], self["round"], self["kind"]
+
+        def lacking(keys: list[str]) -> list[str]:
+            return keys if model_of_round(name, number, kind) is None else []
+
+        with Claims(campaign=name, stage="train") as claims:
+            for _ in claims.shares([f"train/{name}/{number}/{kind}"], key=str, lacking=lacking):
+                self._train()
+
+    def _train(self) -> None:
         from builders.run import build_training_set
         from fireworks_specs.steps import model_of_round
         from stores.documents.training_set import TrainingSet
         from stores.records import insert_model
 
         name, number, kind = self["campaign"], self["round"], self["kind"]
-        if model_of_round(name, number, kind) is not None:
-            return
         parent = model_of_round(name, number - 1, kind) if number > 0 else None
         if parent is not None and kind not in self.config.retrain:
             self._keep(parent)

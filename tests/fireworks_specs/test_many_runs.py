@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,11 +13,17 @@ from fireworks import Firework, FWAction, FWorker, Workflow
 
 from fireworks_specs import execution, steps
 from fireworks_specs.firetasks.close import CloseTask
+from fireworks_specs.firetasks.train import TrainTask
 from fireworks_specs.steps import Step
+from inv_design.config import CampaignConfig
 from stores.claims import LEASE_VARIABLE, this_worker
+from stores.provenance import provenance
+from stores.records import insert_campaign, insert_model, model_id
 from stores.steps import claim_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stores.connection import Connection
 
 
@@ -37,7 +45,7 @@ def test_a_failed_workflow_is_given_up_only_when_nobody_works_on_it(connection: 
     assert advance.name == "advance"
     assert execution.recover(launchpad, "a", everything=False) == 0
     launchpad.complete_launch(launch_id, FWAction(), "COMPLETED")
-    assert launchpad.fireworks.distinct("state") == ["COMPLETED", "FIZZLED"]
+    assert sorted(launchpad.fireworks.distinct("state")) == ["COMPLETED", "FIZZLED"]
     assert execution.recover(launchpad, "a", everything=False) == 2
     # FireWorks asks whether the field exists: one that says False is a lock for ever
     assert connection.db["workflows"].count_documents({"locked": {"$exists": True}}) == 0
@@ -105,3 +113,57 @@ def test_forcing_a_step_adds_it_only_when_nothing_of_it_is_active(connection: Co
     launchpad.fireworks.update_many({}, {"$set": {"state": "FIZZLED"}})
     assert [force(), force()] == [1, 0]
     assert sorted(connection.db["workflows"].distinct("metadata.key")) == [step.key, f"{step.key}#2"]
+
+
+def insert_predictor(blob: bytes) -> str:
+    made = provenance(command="test")
+    return str(insert_model(blob, kind="predictor", name="x", provenance=made, campaign="a", round=0).model_id)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_model_that_arrives_later_does_not_replace_the_first(connection: Connection, reverse: bool) -> None:
+    blobs = sorted([b"one", b"another"], key=lambda b: model_id(sha256(b).hexdigest(), None, "a", 0), reverse=reverse)
+    first = insert_predictor(blobs[0])
+    insert_predictor(blobs[1])
+    assert steps.model_of_round("a", 0, "predictor").model_id == first
+
+
+def test_two_workers_train_a_model_once(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def train(_: TrainTask) -> None:
+        trained.append(insert_predictor(f"model {len(trained)}".encode()))
+        time.sleep(0.5)
+
+    monkeypatch.setattr(TrainTask, "_train", train)
+    in_two_threads(TrainTask(campaign="a", round=0, kind="predictor").work)
+    assert len(trained) == 1
+    assert connection.db["claims"].count_documents({}) == 0
+
+
+def test_two_workers_close_a_round_once(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CampaignConfig.model_validate(
+        {"name": "a", "targets": {"bulk_modulus_vrh": "150 GPa"}, "evaluation": {"targets": [100, 200]}}
+    )
+    insert_campaign("a", config.model_dump(mode="json"), targets=config.targets, provenance=provenance(command="test"))
+    insert_model(b"g", kind="generator", name="x", provenance=provenance(command="test"), campaign="a", round=0)
+    sampled: list[float] = []
+
+    def sample(_: CloseTask, __: str, target: float) -> list[object]:
+        sampled.append(target)
+        time.sleep(0.3)
+        return []
+
+    monkeypatch.setattr(CloseTask, "_sample", sample)
+    in_two_threads(CloseTask(campaign="a", round=0).work)
+    assert sampled == [100, 200]
+    assert connection.db["evaluations"].count_documents({}) == 2
+    assert steps.round_closed("a", 0)
+
+
+def in_two_threads(work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
