@@ -7,18 +7,29 @@ import logging
 import os
 import re
 import time
+import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from pymongo.errors import PyMongoError
+
+from stores.connection import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from stores.connection import Connection
 
 LOG = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "INV_DESIGN_JOURNAL"
+RECORDS = "records.jsonl"
+FALLBACK = "inv_design_journal"
+"""Folder below the working directory, where the journal's own cannot be written."""
 LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+_fallbacks: set[Path] = set()
+"""What this process wrote below a working directory."""
 
 
 def folder(connection: Connection | None = None) -> Path:
@@ -37,14 +48,43 @@ def keep(collection: str, documents: Sequence[Mapping[str, Any]], *, connection:
     """Append documents to the journal and return its file; on return they are on the disk.
 
     The lines are MongoDB Extended JSON, so that dates and numbers come back as they were.
+
+    Raises
+    ------
+    OSError
+        If neither the journal's folder nor the working directory can be written.
     """
     lines = b"".join(_line(collection, document) for document in documents)
-    path = folder(connection) / "records.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return _somewhere(connection, lambda place: _append(place, lines))
+
+
+def keep_blob(blob: bytes, sha256: str, *, connection: Connection | None = None) -> Path:
+    """Keep an artifact that GridFS would not take, in a file named by its SHA-256. It raises what :func:`keep` does."""
+    return _somewhere(connection, lambda place: _write(place / "artifacts" / sha256, blob))
+
+
+def _somewhere(connection: Connection | None, write: Callable[[Path], Path]) -> Path:
+    """Write into the journal's folder, or, if that is not possible, below the working directory."""
+    place = folder(connection)
+    try:
+        return write(place)
+    except OSError as error:
+        other = Path.cwd() / FALLBACK / place.name
+        LOG.warning("the local journal %s cannot be written (%s); %s is written instead", place, error, other)
+        _fallbacks.add(other)
+        return write(other)
+
+
+def _append(place: Path, lines: bytes) -> Path:
+    """Append lines to the file of all processes; where it cannot be locked at once, to one of their own."""
+    path = place / RECORDS
+    place.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0, os.SEEK_END)
-        if file.tell():
+        try:
+            fcntl.flock(file, LOCK_NOW)
+        except OSError:  # a process that delivers, or a file system without locks
+            return _write(place / f"records.{uuid.uuid4().hex}.jsonl", lines)
+        if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # a line that a crash cut off was never acknowledged; let it stand alone
                 lines = b"\n" + lines
@@ -54,26 +94,39 @@ def keep(collection: str, documents: Sequence[Mapping[str, Any]], *, connection:
     return path
 
 
-def keep_blob(blob: bytes, sha256: str, *, connection: Connection | None = None) -> Path:
-    """Keep an artifact that GridFS would not take, in a file named by its SHA-256."""
-    path = folder(connection) / "artifacts" / sha256
+def _write(path: Path, content: bytes) -> Path:
+    """Write a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part")
     with partial.open("wb") as file:
-        file.write(blob)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
-    return path
+    return partial.replace(path)
+
+
+def _folders(connection: Connection | None) -> list[Path]:
+    """Return the folders in which records for a database may lie."""
+    place = folder(connection)
+    below = Path.cwd() / FALLBACK / place.name
+    others = {below, *(other for other in _fallbacks if other.name == place.name)}
+    return [path for path in (place, *sorted(others)) if path.exists()]
+
+
+def _files(place: Path) -> list[Path]:
+    """Return the files with records in a folder: the one of all processes first."""
+    return [path for path in (place / RECORDS, *sorted(place.glob("records.*.jsonl"))) if path.exists()]
 
 
 def pending(connection: Connection | None = None) -> int:
     """Return how many records wait in the journal."""
-    path = folder(connection) / "records.jsonl"
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.endswith(b"\n") and line.strip())
+    return sum(
+        1
+        for place in _folders(connection)
+        for path in _files(place)
+        for line in path.read_bytes().splitlines(keepends=True)
+        if line.endswith(b"\n") and line.strip()
+    )
 
 
 def deliver(connection: Connection | None = None, *, wait: bool = True) -> dict[str, int]:
@@ -98,29 +151,50 @@ def deliver(connection: Connection | None = None, *, wait: bool = True) -> dict[
 
     connection = connection or current()
     counts = {"delivered": 0, "known": 0, "rejected": 0}
-    path = folder(connection) / "records.jsonl"
-    if not path.parent.exists():
-        return counts
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else LOCK_NOW)
+    for place in _folders(connection):
+        _deliver_folder(place, connection, counts, wait=wait)
+    return counts
+
+
+def _deliver_folder(place: Path, connection: Connection, counts: dict[str, int], *, wait: bool) -> None:
+    """Deliver what lies in a folder, add to the counts, and empty it; where the database takes only some, all stays."""
+    with (place / RECORDS).open("ab+") as file:
+        _lock(file, wait=wait)
         file.seek(0)
-        groups, rejected = _grouped(file.read())
-        blobs = _deliver_blobs(path.parent / "artifacts", connection)
+        alone = _files(place)[1:]
+        groups, rejected = _grouped(b"\n".join([file.read(), *(path.read_bytes() for path in alone)]))
+        blobs = _deliver_blobs(place, connection)
+        refusal: Exception | None = None
         for collection, documents in groups.items():
-            for inserted, refused in _deliver(collection, documents, connection):
-                counts["known" if inserted is False else "delivered"] += inserted is not None
-                rejected += [] if refused is None else [refused]
+            try:
+                for inserted, unusable in _deliver(collection, documents, connection):
+                    counts["known" if inserted is False else "delivered"] += inserted is not None
+                    rejected += [] if unusable is None else [unusable]
+            except (OSError, PyMongoError) as error:  # the others must not wait for these
+                refusal = refusal or error
+        if refusal is not None:
+            raise refusal
         if rejected:
-            counts["rejected"] = len(rejected)
-            with path.with_name("rejected.jsonl").open("ab") as other:
+            counts["rejected"] += len(rejected)
+            with (place / "rejected.jsonl").open("ab") as other:
                 other.writelines(rejected)
                 other.flush()
                 os.fsync(other.fileno())
+            LOG.warning("%d lines that are no records are in %s", len(rejected), place / "rejected.jsonl")
         file.truncate(0)
         os.fsync(file.fileno())
-        for blob in blobs:
-            blob.unlink(missing_ok=True)
-    return counts
+        for path in (*alone, *blobs):
+            path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes], *, wait: bool) -> None:
+    """Lock a journal's file; BlockingIOError says that another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else LOCK_NOW)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # no locks on this file system: then nobody appends to it, and delivering twice is fine
+        LOG.debug("no lock on %s: %s", file.name, error)
 
 
 def deliver_waiting(connection: Connection, *, patience: float = 0.0) -> None:
@@ -138,33 +212,47 @@ def deliver_waiting(connection: Connection, *, patience: float = 0.0) -> None:
 
 def _try_to_deliver(connection: Connection) -> bool:
     """Deliver what waits; return whether that is over, that is, whether no other process is at it."""
-    path = folder(connection) / "records.jsonl"
+    where = ""
     try:
-        if not path.stat().st_size:
+        places = _folders(connection)
+        waiting = [path for place in places for path in _files(place) if path.stat().st_size]
+        waiting += [blob for place in places for blob in _blobs(place)]
+        if not waiting:
             return True
-    except OSError:
-        return True
-    try:
+        where = ", ".join(str(path) for path in waiting)
         counts = deliver(connection, wait=False)
     except BlockingIOError:
         return False
-    except OSError as error:
-        LOG.warning("the local journal waits in %s: %s", path, error)
+    except Exception as error:  # who has just written something must not fail for what others could not
+        LOG.warning("the local journal waits in %s: %s", where or "its folder", first_line(error))
     else:
-        LOG.warning("delivered the local journal %s: %s", path, counts)
+        LOG.warning("delivered the local journal %s: %s", where, counts)
     return True
+
+
+def _blobs(place: Path) -> list[Path]:
+    """Return the files of the artifacts in a folder."""
+    return [path for path in sorted((place / "artifacts").glob("*")) if path.suffix != ".part"]
 
 
 def _deliver(
     collection: str, documents: Sequence[dict[str, Any]], connection: Connection
 ) -> Iterator[tuple[bool | None, bytes | None]]:
-    """Yield (inserted, None) for each record, or (None, its line) if no collection takes it."""
-    from stores.records import insert_documents
+    """Yield (inserted, None) for each record, or (None, its line) if no collection takes it.
+
+    Raises
+    ------
+    OSError, pymongo.errors.PyMongoError
+        If the database takes nothing now.
+    """
+    from stores.records import insert_documents, is_of_the_record
 
     try:
         found = insert_documents(collection, documents, connection=connection, journal=False)
-    except ValueError:  # one of them; which?
-        if len(documents) == 1:
+    except Exception as error:
+        if not is_of_the_record(error):
+            raise
+        if len(documents) == 1:  # else one of them; which?
             yield None, _line(collection, documents[0])
             return
         for document in documents:
@@ -178,7 +266,7 @@ def _deliver_blobs(place: Path, connection: Connection) -> list[Path]:
     from stores import artifacts
     from stores.outage import LOST
 
-    blobs = [path for path in sorted(place.glob("*")) if path.suffix != ".part"]
+    blobs = _blobs(place)
     for blob in blobs:
         try:
             artifacts.put(blob.read_bytes(), kind="journal", connection=connection)
@@ -205,7 +293,9 @@ def _grouped(content: bytes) -> tuple[dict[str, list[dict[str, Any]]], list[byte
             continue
         try:
             entry = loads(line, json_options=CANONICAL_JSON_OPTIONS)
-            groups.setdefault(entry["collection"], []).append(entry["document"])
-        except (ValueError, KeyError, TypeError):
+            collection, document = str(entry["collection"]), dict(entry["document"])
+        except Exception:  # a damaged line may raise anything
             rejected.append(line + b"\n")
+        else:
+            groups.setdefault(collection, []).append(document)
     return groups, rejected

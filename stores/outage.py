@@ -25,6 +25,7 @@ from pymongo.collection import Collection
 from pymongo.cursor import Cursor
 from pymongo.database import Database
 from pymongo.errors import (
+    AutoReconnect,
     BulkWriteError,
     ConnectionFailure,
     CursorNotFound,
@@ -51,6 +52,9 @@ PAUSES = (0.05, 1.0)
 BATCH = 2000
 """Documents per reply: most reads are one reply and cannot be cut off."""
 MARK = "last_write"
+
+NOT_LASTING = frozenset({6, 7, 64, 89, 91, 189, 10107, 11600, 11602, 13435, 13436})
+"""Codes of a write concern that failed for the time being; the write may be undone, so it is said again."""
 
 LOST = (ConnectionFailure, ExecutionTimeout)
 """The errors that say that a server is gone, not that a record is wrong."""
@@ -242,6 +246,9 @@ class PatientCollection(Collection[dict[str, Any]]):
                 in_order = ordered and not attempt
                 return super(PatientCollection, self).insert_many(documents, in_order, *arguments, **options)
             except BulkWriteError as error:
+                concerns = {concern.get("code") for concern in error.details.get("writeConcernErrors") or []}
+                if concerns & NOT_LASTING:
+                    raise AutoReconnect("the primary changed before the others had the write") from error
                 problems = error.details["writeErrors"] if attempt else []
                 own = self._present([documents[p["index"]]["_id"] for p in problems if p["code"] == 11000])
                 left = [p for p in problems if p["code"] != 11000 or documents[p["index"]]["_id"] not in own]

@@ -23,6 +23,10 @@ SYMPREC = 0.01  # Å, for the space group that is shown and that buckets duplica
 BATCH = 1000
 GRAMS_PER_DALTON = 1.66053906660  # in 1e-24 g (CODATA 2018), so that dalton / Å^3 becomes g/cm^3
 
+NO_RIGHTS, DUPLICATE = 13, 11000
+OF_THE_RECORD = frozenset({2, 9, 14, 52, 54, 55, 56, 57, 121, 10334, 17280, 17419, 17420})
+"""The server's codes for a value, a name or a size that it does not take."""
+
 Inserted = tuple[str, bool]
 
 
@@ -210,7 +214,10 @@ def insert_model(
 
     ``fields`` may have ``property, parent_model_id, campaign, round, seed, hyperparameters, metrics``.
     """
+    from pymongo.errors import PyMongoError
+
     from stores import artifacts, journal
+    from stores.connection import current
     from stores.documents import Model
 
     digest = hashlib.sha256(blob).hexdigest()
@@ -228,10 +235,10 @@ def insert_model(
     _check("models", record)
     try:
         record["artifact"] = artifacts.put(blob, kind=kind, connection=connection)
-    except _lost_connection() as error:
+    except (PyMongoError, ConnectionError) as error:
         path = journal.keep_blob(blob, digest, connection=connection)
         LOG.warning("the database does not take the weights of %s (%s); they are kept in %s", identity, error, path)
-        journal.keep("models", [record], connection=connection)
+        _keep("models", [record], error, connection or current())
         return Model(**record)
     insert_documents("models", [record], connection=connection)
     return Model.objects(model_id=identity).first() or Model(**record)
@@ -319,8 +326,9 @@ def insert_documents(
     """Insert records that are absent into an authoritative collection; return (id, inserted) in the order given.
 
     Parts above the size limit go to GridFS. A server that is away is waited for (:mod:`stores.outage`); when it does
-    not come back, the records go to the local journal (and count as inserted), unless ``journal`` is false. What waits
-    in the journal is delivered with the next insert that succeeds.
+    not come back, the records go to the local journal (and count as inserted), unless ``journal`` is false; so do they
+    when it refuses them, which is an error all the same. What waits in the journal is delivered with the next insert
+    that succeeds.
 
     Raises
     ------
@@ -328,7 +336,12 @@ def insert_documents(
         If a record has a field that its document does not declare, or lacks one that it requires.
     ConnectionError
         If the server stays away and ``journal`` is false.
+    OSError
+        If the server refuses the records (no rights, no space); the message says where they are kept. If ``journal`` is
+        false, pymongo's error.
     """
+    from pymongo.errors import PyMongoError
+
     from stores import journal as local_journal
     from stores.connection import current
 
@@ -344,17 +357,43 @@ def insert_documents(
             if not journal:
                 raise ConnectionError(f"{connection.uri_redacted} does not answer; the records stay here") from error
             rest = prepared[start:]
-            path = local_journal.keep(collection, rest, connection=connection)
-            LOG.warning(
-                "%s does not answer; %d records for %s are kept in %s until they can be delivered",
-                connection.uri_redacted, len(rest), collection, path,
-            )  # fmt: skip
+            _keep(collection, rest, error, connection)
             inserted += [True] * len(rest)
             break
+        except PyMongoError as error:
+            if journal:
+                _keep(collection, prepared[start:], error, connection)
+            raise
     else:
         if journal and prepared:
             local_journal.deliver_waiting(connection)
     return list(zip(ids, inserted, strict=True))
+
+
+def _keep(collection: str, records: Sequence[Mapping[str, Any]], error: BaseException, connection: Connection) -> None:
+    """Put records into the journal; if the server is there but refuses them, raise OSError that says where they are."""
+    from stores import journal
+    from stores.connection import first_line
+
+    path = journal.keep(collection, records, connection=connection)
+    kept = f"{len(records)} records for {collection} are kept in {path} until they can be delivered"
+    if isinstance(error, _lost_connection()):
+        LOG.warning("%s does not answer; %s", connection.uri_redacted, kept)
+        return
+    kind = PermissionError if getattr(error, "code", None) == NO_RIGHTS else OSError
+    raise kind(f"{connection.uri_redacted} refuses to write ({first_line(error)}); {kept}") from error
+
+
+def is_of_the_record(error: Exception) -> bool:
+    """Return whether an error is due to the record, which will fail the next time too, not to the server."""
+    from pymongo.errors import BulkWriteError, PyMongoError
+
+    if isinstance(error, BulkWriteError):
+        codes = {problem["code"] for problem in error.details["writeErrors"]} - {DUPLICATE}
+        return bool(codes) and codes <= OF_THE_RECORD
+    if isinstance(error, PyMongoError):
+        return getattr(error, "code", None) in OF_THE_RECORD
+    return not isinstance(error, OSError)
 
 
 def _insert_batch(connection: Connection, collection: str, batch: Sequence[dict[str, Any]]) -> list[bool]:
@@ -375,9 +414,11 @@ def _insert_batch(connection: Connection, collection: str, batch: Sequence[dict[
         connection.db[collection].insert_many(documents, ordered=False)
     except BulkWriteError as error:
         for problem in error.details["writeErrors"]:
-            if problem["code"] != 11000:
+            if problem["code"] != DUPLICATE:
                 raise
             inserted[problem["index"]] = False
+        if error.details.get("writeConcernErrors"):  # it may not last
+            raise
     return inserted
 
 

@@ -1,5 +1,6 @@
 """What the database would not take is kept and delivered later, once."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -7,7 +8,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, PyMongoError, WriteError
 
 from stores import journal
 from stores.documents import Calculation, Model, Prediction
@@ -152,6 +153,135 @@ def test_a_large_record_is_kept_whole_and_spilled_on_delivery(made, outage, monk
     monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
     journal.deliver()
     assert Calculation.objects.first().complete()["results"]["displacements"] == big
+
+
+REFUSALS = [
+    OperationFailure("not authorized on lab", 13),
+    OperationFailure("you are over your space quota", 8000),
+    OperationFailure("disk full", 14031),
+    OperationFailure("HostUnreachable", 6),
+    BulkWriteError({"writeErrors": [{"index": 0, "code": 14031, "errmsg": "disk full"}]}),
+    BulkWriteError({"writeErrors": [], "writeConcernErrors": [{"code": 100, "errmsg": "too few members"}]}),
+]
+
+
+def refusing(error):
+    def insert_many(*args, **kwargs):
+        raise error
+
+    return insert_many
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=str)
+def test_what_the_server_refuses_is_kept_and_said(made, embedded_connection, monkeypatch, error):
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.embedded.EmbeddedCollection.insert_many", refusing(error))
+        with pytest.raises(PermissionError if error.code == 13 else OSError, match=r"2 records .* kept in .*records"):
+            insert_predictions(predictions(made, 2))
+        with pytest.raises(PyMongoError):
+            journal.deliver()
+        journal.deliver_waiting(embedded_connection)  # who comes by does not fail for it
+        assert journal.pending() == 2
+    assert journal.deliver() == {"delivered": 2, "known": 0, "rejected": 0}
+
+
+def test_weights_that_the_server_refuses_are_kept(made, embedded_connection, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.artifacts.put", refusing(OperationFailure("no space", 14031)))
+        with pytest.raises(OSError, match="kept in"):
+            insert_model(b"weights", kind="predictor", name="cgcnn", provenance=made)
+    insert_predictions(predictions(made, 1))
+    assert Model.objects.get().load() == b"weights"
+
+
+def test_the_record_that_the_server_does_not_take_is_put_aside_alone(made, embedded_connection, monkeypatch):
+    from stores.embedded import EmbeddedCollection
+
+    real = EmbeddedCollection.insert_many
+
+    def insert_many(self, documents, *args, **kwargs):
+        if any(document.get("structure_id") == "s-1" for document in documents):
+            raise WriteError("document failed validation", 121)
+        return real(self, documents, *args, **kwargs)
+
+    monkeypatch.setattr(EmbeddedCollection, "insert_many", insert_many)
+    journal.keep("predictions", predictions(made, 3))
+    assert journal.deliver() == {"delivered": 2, "known": 0, "rejected": 1}
+
+
+def test_a_file_system_without_locks_is_good_enough(made, outage, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    kept = journal.folder()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        insert_predictions(predictions(made, 2))
+        insert_predictions(predictions(made, 3)[2:])
+    assert journal.pending() == 3
+    outage()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(kept.parent))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert journal.deliver() == {"delivered": 3, "known": 0, "rejected": 0}
+    assert journal.pending() == 0
+
+
+def test_nobody_waits_for_who_delivers(made, embedded_connection):
+    path = journal.keep("predictions", predictions(made, 1))
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert journal.keep("predictions", predictions(made, 2)[1:]) != path
+    assert journal.pending() == 2
+    assert journal.deliver() == {"delivered": 2, "known": 0, "rejected": 0}
+    assert [p.name for p in path.parent.iterdir()] == ["records.jsonl"]
+
+
+def test_where_the_folder_cannot_be_written_the_working_directory_is(made, embedded_connection, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.chdir(tmp_path)
+    path = journal.keep("predictions", predictions(made, 1))
+    blob = journal.keep_blob(b"weights", hashlib.sha256(b"weights").hexdigest())
+    assert path.is_relative_to(tmp_path / journal.FALLBACK)
+    assert blob.is_relative_to(tmp_path / journal.FALLBACK)
+    monkeypatch.chdir("/")
+    assert journal.pending() == 1
+    assert journal.deliver() == {"delivered": 1, "known": 0, "rejected": 0}
+
+
+DAMAGED = [
+    b'{"collection":"predictions","document":{"_id":{"$oid":"xyz"}}}',
+    b'{"collection":"predictions","document":5}',
+    b'{"collection":"predictions","document":null}',
+    b"[1]",
+    b'{"collection":"predictions","document":{"value":{"$numberDouble":"a"}}}',
+    b'{"collection":"predictions","document":{"created":{"$date":{"$numberLong":"99999999999999999"}}}}',
+    b"\xff\xfe",
+    b'{"collection":["x"],"document":{}}',
+    b'{"collection":"steps","document":{}}',
+    b'{"collection":"predictions","document":{"structure_id":"s","property":"k","value":1.0,"protocol_id":"p",'
+    b'"provenance":{"a":99999999999999999999}}}',
+    b'{"collection":"predictions","document":{"structure_id":"s","property":"k","value":1.0,"protocol_id":"p",'
+    b'"provenance":{"a\\u0000":1}}}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
+def test_an_unusable_line_is_put_aside_and_stops_nothing(made, embedded_connection, line):
+    path = journal.keep("predictions", predictions(made, 2)[1:])
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    insert_predictions(predictions(made, 1))
+    assert Prediction.objects.count() == 2
+    assert journal.pending() == 0
+    assert len((path.parent / "rejected.jsonl").read_bytes().splitlines()) == 1
+
+
+def test_weights_alone_are_delivered_too(embedded_connection):
+    from stores import artifacts
+
+    journal.keep_blob(b"weights", hashlib.sha256(b"weights").hexdigest())
+    journal.deliver_waiting(embedded_connection)
+    assert artifacts.get(hashlib.sha256(b"weights").hexdigest()) == b"weights"
 
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4)

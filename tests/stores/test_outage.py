@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import AutoReconnect, OperationFailure, ServerSelectionTimeoutError
+from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, ServerSelectionTimeoutError
 
 from inv_design.testing import WireServer
 from stores import journal, outage
@@ -273,6 +274,24 @@ def test_work_that_was_cut_off_goes_on(wire_connection: Connection) -> None:
 
     with pytest.raises(AutoReconnect):
         until_done(never, wire_connection.client, attempts=2)
+
+
+@pytest.mark.wire
+def test_a_write_that_may_not_last_is_said_again(wire_connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Collection.insert_many
+    attempts: list[int] = []
+
+    def insert_many(*arguments: Any, **options: Any) -> Any:
+        attempts.append(1)
+        if len(attempts) == 1:
+            concern = {"code": 189, "errmsg": "PrimarySteppedDown"}
+            raise BulkWriteError({"writeErrors": [], "writeConcernErrors": [concern], "nInserted": 1})
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(Collection, "insert_many", insert_many)
+    assert insert_predictions(predictions(0, 2)) == [("s-0/k/p", True), ("s-1/k/p", True)]
+    assert len(attempts) == 2
+    assert wire_connection.db["predictions"].count_documents({}) == 2
 
 
 # -- a server that is stopped -----------------------------------------------------------------------------------------
