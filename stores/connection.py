@@ -158,6 +158,7 @@ class Connection:
         self.uri_redacted = uri_redacted
         self.read_only = read_only
         self.alias = "default"
+        self.database_id: str | None = None  # what the database itself says; see stores.schema
         self.given: tuple[str, str | None, bool] | None = None  # what a server connection was asked for with
         self._uri = uri
         self._owns_client = owns_client

@@ -33,15 +33,24 @@ _fallbacks: set[Path] = set()
 
 
 def folder(connection: Connection | None = None) -> Path:
-    """Return the folder of this user's journal for a database: ``$INV_DESIGN_JOURNAL`` or the user's state folder."""
-    from stores.connection import current
-
+    """Return the folder of this user's journal for a database, below ``$INV_DESIGN_JOURNAL`` or the state folder."""
     root = os.environ.get(FOLDER_VARIABLE)
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     base = Path(root) if root else state / "inv_design" / "journal"
+    return base / _names(connection)[0]
+
+
+def _names(connection: Connection | None) -> list[str]:
+    """Return what a database's folder is called, and was called before databases had an id.
+
+    One database has several addresses, and one address (a tunnel's) in time several databases.
+    """
+    from stores.connection import current
+
     connection = connection or current()
     where = connection.uri_redacted.rstrip("/")
-    return base / re.sub(r"[^\w.-]+", "_", f"{where}_{connection.db.name}").strip("_")[-150:]
+    address = re.sub(r"[^\w.-]+", "_", f"{where}_{connection.db.name}").strip("_")[-150:]
+    return [f"db_{connection.database_id}", address] if connection.database_id else [address]
 
 
 def keep(collection: str, documents: Sequence[Mapping[str, Any]], *, connection: Connection | None = None) -> Path:
@@ -107,10 +116,10 @@ def _write(path: Path, content: bytes) -> Path:
 
 def _folders(connection: Connection | None) -> list[Path]:
     """Return the folders in which records for a database may lie."""
-    place = folder(connection)
-    below = Path.cwd() / FALLBACK / place.name
-    others = {below, *(other for other in _fallbacks if other.name == place.name)}
-    return [path for path in (place, *sorted(others)) if path.exists()]
+    names, base = _names(connection), folder(connection).parent
+    places = [above / name for above in (base, Path.cwd() / FALLBACK) for name in names]
+    places += [other for other in sorted(_fallbacks) if other.name in names and other not in places]
+    return [place for place in places if place.exists()]
 
 
 def _files(place: Path) -> list[Path]:

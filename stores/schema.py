@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import contextmanager
+import uuid
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ FIRST = 1
 
 COLLECTION = "schema"
 DOCUMENT = "version"
-"""``_id`` of the one document: ``version``, ``inv_design`` (that wrote it), ``history``, at times ``migrating``."""
+"""``_id`` of the one document: ``version``, ``inv_design`` (that wrote it), ``history``, at times ``migrating``.
+
+Its ``database_id`` is random: by it the local journal knows the database again, under whatever address.
+"""
 
 READ_WITH = "run `inv-design db migrate` (first with --dry-run)"
 
@@ -56,6 +60,7 @@ def ready(connection: Connection) -> bool:
 
     if _unchecked.get():
         return False
+    connection.database_id = (stamp_of(connection) or {}).get("database_id")
     try:
         if not move.admit(connection):
             return False
@@ -64,6 +69,7 @@ def ready(connection: Connection) -> bool:
         raise
     problem = problem_of(connection)
     if problem is None:
+        connection.database_id = _database_id(connection)
         return not connection.read_only
     if not connection.read_only:
         connection.close()
@@ -105,6 +111,18 @@ def stamp_of(connection: Connection) -> dict[str, Any] | None:
     """Return the document that holds a database's version and history, or ``None``."""
     found: dict[str, Any] | None = connection.db[COLLECTION].find_one({"_id": DOCUMENT})
     return found
+
+
+def _database_id(connection: Connection) -> str | None:
+    """Return a database's own id, given to it here if it has none; ``None`` if its user may not."""
+    from pymongo.errors import OperationFailure
+
+    if connection.database_id is None and not connection.read_only:
+        lacking = {"_id": DOCUMENT, "database_id": {"$exists": False}}
+        with suppress(OperationFailure):
+            connection.db[COLLECTION].update_one(lacking, {"$set": {"database_id": uuid.uuid4().hex}})
+        return (stamp_of(connection) or {}).get("database_id")
+    return connection.database_id
 
 
 def version_of(connection: Connection) -> int:
@@ -155,6 +173,7 @@ def stamp(connection: Connection, version: int = SCHEMA_VERSION, *, note: str = 
 
     entry = {"from": None, "to": version, **signature(), "changes": {"note": note}}
     document = {"_id": DOCUMENT, "version": version, "inv_design": entry["inv_design"], "history": [entry]}
+    document["database_id"] = uuid.uuid4().hex
     try:
         connection.db[COLLECTION].insert_one(document)
     except DuplicateKeyError:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import uuid
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -282,6 +283,59 @@ def test_weights_alone_are_delivered_too(embedded_connection):
     journal.keep_blob(b"weights", hashlib.sha256(b"weights").hexdigest())
     journal.deliver_waiting(embedded_connection)
     assert artifacts.get(hashlib.sha256(b"weights").hexdigest()) == b"weights"
+
+
+@pytest.mark.wire
+def test_the_journal_is_the_databases_under_whatever_address(wire_server, tmp_path, monkeypatch):
+    from fireworks import LaunchPad
+
+    from stores.connection import connect, connect_from_launchpad
+
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(tmp_path))
+    name = f"lab_{uuid.uuid4().hex[:8]}"
+    host, _, port = wire_server.removeprefix("mongodb://").partition(":")
+    if not port.isdigit() or "@" in host:
+        pytest.skip("the server of INV_DESIGN_TEST_MONGODB has no plain address")
+    with connect(f"{wire_server}/{name}") as connection:
+        kept = journal.folder(connection)
+    pad = LaunchPad(host=host, port=int(port), name=name, strm_lvl="CRITICAL")
+    worker = connect_from_launchpad(pad)
+    assert journal.folder(worker) == kept
+    journal.keep("predictions", predictions(provenance(command="test"), 1))
+    worker.close()
+    with connect(f"{wire_server.replace('127.0.0.1', 'localhost')}/{name}") as other:
+        assert journal.folder(other) == kept
+        assert Prediction.objects.count() == 1
+        other.client.drop_database(name)
+
+
+def test_two_databases_have_two_journals(tmp_path, monkeypatch):
+    from stores.connection import connect
+
+    monkeypatch.setenv(journal.FOLDER_VARIABLE, str(tmp_path / "journal"))
+    folders = set()
+    for place in (tmp_path / "a" / "b", tmp_path / "a_b"):
+        place.mkdir(parents=True)
+        with connect("embedded", root=place) as connection:
+            folders.add(journal.folder(connection))
+        with connect("embedded", root=place) as connection:
+            folders.add(journal.folder(connection))
+    assert len(folders) == 2
+
+
+def test_a_database_without_an_id_gets_one_and_its_old_journal(made, embedded_connection):
+    from stores.connection import connect
+
+    embedded_connection.db["schema"].update_one({}, {"$unset": {"database_id": 1}})
+    embedded_connection.database_id = None
+    old = journal.keep("predictions", predictions(made, 2))
+    path = embedded_connection.client.path
+    embedded_connection.close()
+    with connect(f"embedded:{path}") as again:
+        assert again.database_id is not None
+        assert journal.folder() != old.parent
+        assert Prediction.objects.count() == 2
+        assert journal.pending() == 0
 
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4)
