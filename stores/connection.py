@@ -153,7 +153,7 @@ class Connection:
         owns_client: bool = True,
     ) -> None:
         self.client = client
-        self.db: Any = client[name] if kind == "embedded" else _patient(client, name)
+        self.db: Any = client[name] if kind == "embedded" else _patient(client, name, read_only=read_only)
         self.kind = kind
         self.uri_redacted = uri_redacted
         self.read_only = read_only
@@ -344,11 +344,13 @@ def _with_password(uri: str, password: str) -> str:
     return f"{scheme}://{user.rstrip(':')}:{quote_plus(password)}@{host}"
 
 
-def _patient(client: Any, name: str) -> Any:
-    """Return a server's database that waits while the server is away."""
+def _patient(client: Any, name: str, *, read_only: bool) -> Any:
+    """Return a server's database that waits while the server is away; who writes reads what was written last."""
+    from pymongo import ReadPreference
+
     from stores.outage import PatientDatabase
 
-    return PatientDatabase(client, name)
+    return PatientDatabase(client, name, read_preference=None if read_only else ReadPreference.PRIMARY)
 
 
 def first_line(error: BaseException) -> str:

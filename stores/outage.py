@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from bson import ObjectId
+from pymongo import ReadPreference
 from pymongo.collection import Collection
 from pymongo.cursor import Cursor
 from pymongo.database import Database
@@ -94,6 +95,7 @@ def patiently(call: Callable[[int], Result], client: Client) -> Result:
         What the last attempt raised.
     """
     attempt, pause = 0, PAUSES[0]
+    first = 0.0  # of this call: others, such as reads of a server without a primary, may succeed in between
     while True:
         try:
             if _given_up(client):
@@ -102,7 +104,8 @@ def patiently(call: Callable[[int], Result], client: Client) -> Result:
         except LOST as error:
             now = time.monotonic()
             since = _lost_since.setdefault(client, now)
-            if now - since >= patience():
+            first = first or now
+            if now - min(since, first) >= patience():
                 raise
             if since == now:
                 LOG.warning("the database does not answer (%s); waiting for it", first_line(error))
@@ -270,15 +273,24 @@ class PatientCollection(Collection[dict[str, Any]]):
             update = {**update, "$set": {**update["$set"], MARK: mark}}
 
         def change(attempt: int) -> dict[str, Any] | None:
-            if attempt and marked and (done := self.find_one({MARK: mark}, options.get("projection"))) is not None:
-                return done
+            if attempt and marked:
+                done = self._plain().find_one({MARK: mark}, options.get("projection"))
+                if done is not None:
+                    return done
             return super(PatientCollection, self).find_one_and_update(filter, update, *arguments, **options)
 
         return patiently(change, self.database.client)
 
     def _present(self, ids: list[Any]) -> set[Any]:
         """Return which ``_id`` the collection has."""
-        return {found["_id"] for found in self.find({"_id": {"$in": ids}}, {"_id": 1})} if ids else set()
+        return {found["_id"] for found in self._plain().find({"_id": {"$in": ids}}, {"_id": 1})} if ids else set()
+
+    def _plain(self) -> Collection[dict[str, Any]]:
+        """Return the primary's collection without patience, for what belongs to an attempt."""
+        return Collection(
+            self.database, self.name, False, self.codec_options, ReadPreference.PRIMARY, self.write_concern,
+            self.read_concern,
+        )  # fmt: skip
 
 
 def _repeatable(name: str) -> Callable[..., Any]:

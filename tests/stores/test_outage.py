@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo import MongoClient
+from pymongo import MongoClient, ReadPreference
 from pymongo.collection import Collection
-from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, ServerSelectionTimeoutError
+from pymongo.errors import AutoReconnect, BulkWriteError, NotPrimaryError, OperationFailure, ServerSelectionTimeoutError
 
 from inv_design.testing import WireServer
 from stores import journal, outage
@@ -292,6 +292,35 @@ def test_a_write_that_may_not_last_is_said_again(wire_connection: Connection, mo
     assert insert_predictions(predictions(0, 2)) == [("s-0/k/p", True), ("s-1/k/p", True)]
     assert len(attempts) == 2
     assert wire_connection.db["predictions"].count_documents({}) == 2
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize("reading", [False, True], ids=["alone", "while others read"])
+def test_a_write_gives_up_where_only_reads_work(
+    wire_connection: Connection, monkeypatch: pytest.MonkeyPatch, *, reading: bool
+) -> None:
+    def find_one_and_update(*_: Any, **__: Any) -> None:
+        if reading:
+            wire_connection.db["other"].find_one({})
+        raise NotPrimaryError("no primary")
+
+    monkeypatch.setattr(Collection, "find_one_and_update", find_one_and_update)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(wire_connection.db["claims"].find_one_and_update, {"a": 1}, {"$set": {"b": 1}})
+        try:
+            with pytest.raises(NotPrimaryError):
+                call.result(timeout=10)
+        finally:
+            monkeypatch.undo()
+
+
+@pytest.mark.wire
+def test_who_writes_reads_from_the_primary(wire_connection: Connection) -> None:
+    uri = f"{wire_connection.given[0]}?readPreference=secondaryPreferred"  # type: ignore[index]
+    with connect(uri, alias="writing") as writing, connect(uri, alias="reading", read_only=True) as reading:
+        assert writing.db["claims"].read_preference == ReadPreference.PRIMARY
+        assert reading.db["claims"].read_preference == ReadPreference.SECONDARY_PREFERRED
 
 
 # -- a server that is stopped -----------------------------------------------------------------------------------------
