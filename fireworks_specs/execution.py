@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from inv_design.config import CampaignConfig
     from stores.connection import Connection
 
+LOG = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 5.0
+"""A worker that gave its claim back has told the launchpad within this time that its firework is done."""
+SAY_SECONDS = (5.0, 60.0)
+"""A run says for whom it waits: first after, then every."""
 UNLAUNCHED_SECONDS = 600
 """A firework that is reserved for so long without a launch is lost: the two are milliseconds apart."""
 ACTIVE_STATES = ["READY", "RESERVED", "RUNNING", "WAITING"]
@@ -195,10 +202,12 @@ def work_in_progress(launchpad: LaunchPad, campaign: str) -> bool:
 def launch(connection: Connection, config: CampaignConfig, *, rounds: int | None = None) -> int:
     """Put the campaign's next step on the launchpad unless it has work there; return the number of workflows added.
 
-    The workflows put what follows on the launchpad themselves, so that workers need nothing but ``rlaunch``.
+    Work of dead workers is given up first. The workflows put what follows on the launchpad themselves, so that workers
+    need nothing but ``rlaunch``.
     """
     launchpad = connection.launchpad()
     register_campaign(config)
+    recover(launchpad, config.name, everything=False, failed=False)
     if _active(launchpad, config.name):
         return 0
     return advance(launchpad, config.name, config, rounds=config.rounds if rounds is None else rounds, force=True)
@@ -255,12 +264,13 @@ def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummar
 
     from builders.run import build_campaign
     from fireworks_specs.steps import next_step
+    from stores.claims import this_worker
     from stores.outage import until_done
 
     launchpad = connection.launchpad()
     register_campaign(config, progress=_report_ingest)
     recovered = recover(launchpad, config.name, everything=connection.kind == "embedded")
-    worker = FWorker(name=worker_name(), query={"spec.campaign": config.name})
+    worker = FWorker(name=worker_name(), query={"spec.campaign": config.name}, env={"worker": this_worker()})
     count = failed = 0
     seen: str | None = None
     stuck: str | None = None
@@ -294,21 +304,24 @@ def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummar
     return RunSummary(count, failed, recovered, finished=True)
 
 
-def recover(launchpad: LaunchPad, campaign: str, *, everything: bool) -> int:
-    """Give up the fireworks of dead processes of this host; return how many.
+def recover(launchpad: LaunchPad, campaign: str, *, everything: bool, failed: bool = True) -> int:
+    """Give up the fireworks of dead workers; return how many.
 
-    The records, not the launchpad, say what is done: what a lost workflow left undone is planned anew. ``everything``
-    treats every unfinished workflow as lost (the embedded store has one process, so no other can be at work).
+    The records, not the launchpad, say what is done: what a lost workflow left undone is planned anew. A worker is dead
+    if it is a process of this machine that is gone, or if its claim ended more than a lease ago. ``everything`` treats
+    every unfinished workflow as lost (the embedded store has one process, so no other can be at work); ``failed``
+    gives up fireworks that failed, too.
     """
+    from fireworks_specs.steps import firework_key
+    from stores.connection import connect_from_launchpad
+
+    connection = connect_from_launchpad(launchpad)
     query: dict[str, Any] = {"spec.campaign": campaign, "state": {"$in": [*ACTIVE_STATES, "FIZZLED"]}}
-    lost: set[int] = set()
-    live: set[int] = set()
-    for document in launchpad.fireworks.find(query, {"fw_id": 1, "state": 1}):
-        taken = document["state"] in ("RUNNING", "RESERVED")
-        if everything or document["state"] == "FIZZLED" or (taken and _worker_is_dead(launchpad, document["fw_id"])):
-            lost.add(document["fw_id"])
-        elif taken:
-            live.add(document["fw_id"])
+    states = {d["fw_id"]: d["state"] for d in launchpad.fireworks.find(query, {"fw_id": 1, "state": 1})}
+    taken = [] if everything else [fw_id for fw_id, state in states.items() if state in ("RUNNING", "RESERVED")]
+    dead = _without_live_worker(connection, launchpad, taken)
+    live = set(taken) - dead
+    lost = dead | {f for f, state in states.items() if everything or (failed and state == "FIZZLED")}
     for workflow in launchpad.workflows.find({"nodes": {"$in": sorted(lost)}}, {"nodes": 1}):
         nodes = set(workflow["nodes"])
         # somebody works on the rest of it, such as the advance that follows a failure: that goes on
@@ -321,6 +334,9 @@ def recover(launchpad: LaunchPad, campaign: str, *, everything: bool) -> int:
     # FireWorks takes a workflow for locked that has the field at all
     archived = {"$set": {"state": "ARCHIVED"}, "$unset": {"locked": ""}}
     launchpad.workflows.update_many({"nodes": {"$in": sorted(lost)}}, archived)
+    keys = [firework_key(d["fw_id"], d["launch_id"]) for d in launchpad.launches.find({"fw_id": {"$in": sorted(lost)}})]
+    if keys:
+        connection.db["claims"].delete_many({"key": {"$in": keys}})
     return len(lost)
 
 
@@ -329,24 +345,50 @@ def worker_name() -> str:
     return f"run@{socket.gethostname()}:{os.getpid()}"
 
 
-def _worker_is_dead(launchpad: LaunchPad, fw_id: int) -> bool:
-    launch = launchpad.launches.find_one({"fw_id": fw_id}, {"fworker.name": 1}, sort=[("launch_id", -1)])
+def _without_live_worker(connection: Connection, launchpad: LaunchPad, fw_ids: list[int]) -> set[int]:
+    """Return which of some fireworks that are taken have no worker any more."""
+    signs = {fw_id: _sign_of_life(connection, launchpad, fw_id) for fw_id in fw_ids}
+    silent = [fw_id for fw_id, sign in signs.items() if sign is None]
+    if silent:  # the claim is given back a moment before the launchpad hears that the firework is done
+        time.sleep(SETTLE_SECONDS)
+        still = {"fw_id": {"$in": silent}, "state": {"$in": ["RUNNING", "RESERVED"]}}
+        for fw_id in [document["fw_id"] for document in launchpad.fireworks.find(still, {"fw_id": 1})]:
+            signs[fw_id] = bool(_sign_of_life(connection, launchpad, fw_id))
+    return {fw_id for fw_id, sign in signs.items() if sign is False}
+
+
+def _sign_of_life(connection: Connection, launchpad: LaunchPad, fw_id: int) -> bool | None:
+    """Return whether a firework's worker is alive; ``None`` for one that should have a claim and has none."""
+    from fireworks_specs.steps import firework_key
+    from stores.claims import is_dead, lease_seconds, this_worker
+
+    fields = {"launch_id": 1, "state": 1, "fworker.env": 1, "state_history": 1}
+    launch = launchpad.launches.find_one({"fw_id": fw_id}, fields, sort=[("launch_id", -1)])
     if launch is None:
-        return _never_launched(launchpad, fw_id)
-    name = (launch.get("fworker") or {}).get("name", "")
-    prefix = f"run@{socket.gethostname()}:"
-    if not name.startswith(prefix):
-        return False  # another host's or an rlaunch worker: `inv-design doctor` and FireWorks' own detection judge it
-    pid = int(name.removeprefix(prefix))
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
+        return not _never_launched(launchpad, fw_id)
+    claim = connection.db["claims"].find_one({"key": firework_key(fw_id, launch["launch_id"])})
+    if claim is not None:
+        past = (connection.now() - claim["expires_at"]).total_seconds()
+        return past <= lease_seconds() and not is_dead(claim.get("worker") or {})
+    worker = ((launch.get("fworker") or {}).get("env") or {}).get("worker") or {}
+    if worker == this_worker() or is_dead(worker):
         return False
-    return False
+    if launch.get("state") == "RESERVED":  # it waits in a queue
+        return True
+    since = _launched_at(launch)
+    return None if since and (connection.now() - since).total_seconds() > lease_seconds() else True
+
+
+def _launched_at(launch: dict[str, Any]) -> datetime | None:
+    """Return when a launch came into its state, in UTC; ``None`` if it does not say."""
+    history = launch.get("state_history") or [{}]
+    found = history[-1].get("created_on")
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if not isinstance(found, datetime):
+        return None
+    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
 
 
 def _never_launched(launchpad: LaunchPad, fw_id: int) -> bool:
@@ -389,12 +431,43 @@ def _failure_message(launchpad: LaunchPad, campaign: str, step: str, number: int
 
 def _wait_for_others(launchpad: LaunchPad, campaign: str, interrupt: _Interrupt) -> bool:
     """Wait while other workers hold the campaign's fireworks; return False when interrupted."""
+    say_at = time.monotonic() + SAY_SECONDS[0]
     while _active(launchpad, campaign) and not _ready(launchpad, campaign):
         if interrupt.is_set:
             return False
         recover(launchpad, campaign, everything=False)
+        if time.monotonic() >= say_at and (message := _waiting_message(launchpad, campaign)):
+            LOG.warning(message)
+            say_at = time.monotonic() + SAY_SECONDS[1]
         time.sleep(1.0)
     return True
+
+
+def _waiting_message(launchpad: LaunchPad, campaign: str) -> str:
+    """Return for which fireworks of which hosts a run waits, and what to do if they are gone; "" for none."""
+    from stores.claims import lease_seconds
+
+    taken = {"spec.campaign": campaign, "state": {"$in": ["RUNNING", "RESERVED"]}}
+    found = list(launchpad.fireworks.find(taken, {"fw_id": 1, "name": 1, "state": 1}).sort("fw_id", 1))
+    if not found:
+        waiting = launchpad.fireworks.find_one({"spec.campaign": campaign, "state": "WAITING"}, {"fw_id": 1})
+        if waiting is None:
+            return ""
+        fw_id = waiting["fw_id"]
+        return (
+            f"waiting for firework {fw_id}, which waits for one that is paused or defused; see `inv-design lpad "
+            f"get_wflows -i {fw_id} -d more`, or give it up: `inv-design lpad archive_wflows -i {fw_id}`"
+        )
+    texts = []
+    for firework in found[:3]:
+        launch = launchpad.launches.find_one({"fw_id": firework["fw_id"]}, {"host": 1}, sort=[("launch_id", -1)]) or {}
+        host = launch.get("host") or "an unknown host"
+        texts.append(f"{firework['fw_id']} ({firework['name']}, {firework['state']} on {host})")
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"waiting for firework {', '.join(texts)}{more}; what a dead worker runs is given up {2 * lease_seconds():g} s "
+        f"after its last sign of life, and run again at once by `inv-design lpad rerun_fws -i {found[0]['fw_id']}`"
+    )
 
 
 class _Interrupt:

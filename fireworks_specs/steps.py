@@ -99,6 +99,11 @@ def chunk_key(campaign: str, number: int, chunk: int) -> str:
     return f"{campaign}/{number}/generate/chunk-{chunk}/done"
 
 
+def firework_key(fw_id: int, launch_id: int) -> str:
+    """Return the key that a worker claims while it works on a firework; a launch that follows has another."""
+    return f"firework/{fw_id}/{launch_id}"
+
+
 def candidates_without_prediction(campaign: str, number: int) -> list[str]:
     """Return the structure ids of a round's candidates that the round's predictor has not seen."""
     from fireworks_specs.protocols import predictor_protocol

@@ -22,13 +22,27 @@ class CampaignTask(FiretaskBase):
     required_params: tuple[str, ...] = ("campaign", "round")
 
     def run_task(self, fw_spec: dict[str, Any]) -> None:  # noqa: ARG002 - the parameters say it all
-        """Connect and work; work that an outage cut off goes on with what is left."""
+        """Connect and work; work that an outage cut off goes on with what is left.
+
+        A claim on the firework says that its worker is alive: FireWorks would have a lost one run for ever.
+        """
+        from stores.claims import Claims
         from stores.connection import connect_from_launchpad
         from stores.outage import until_done
 
         connection = connect_from_launchpad(self.launchpad)
-        self.fetch_models()
-        until_done(self.work, connection.client)
+        with Claims(campaign=self["campaign"], stage="firework", connection=connection) as claims:
+            claims.claim(self._launch_keys())
+            self.fetch_models()
+            until_done(self.work, connection.client)
+
+    def _launch_keys(self) -> list[str]:
+        """Return the key of this launch; none outside of a launchpad's firework."""
+        from fireworks_specs.steps import firework_key
+
+        fw_id = getattr(self, "fw_id", None)
+        launches = self.launchpad.launches.find({"fw_id": fw_id}, {"launch_id": 1}).sort("launch_id", -1).limit(1)
+        return [firework_key(fw_id, launch["launch_id"]) for launch in launches] if fw_id is not None else []
 
     def fetch_models(self) -> None:
         """Put the campaign's own potentials, which are models of the database, onto this machine."""

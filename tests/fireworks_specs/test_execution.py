@@ -10,6 +10,7 @@ from fireworks_specs import execution
 from fireworks_specs.steps import Step, next_step
 from fireworks_specs.workflows import step_workflows
 from inv_design.config import CampaignConfig
+from stores.claims import this_worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,7 +170,7 @@ def test_another_hosts_firework_is_left_alone(embedded_connection: Connection) -
     launchpad.fireworks.update_one({"fw_id": firework["fw_id"]}, {"$set": {"state": "RUNNING"}})
     launchpad.launches.insert_one({"launch_id": 1, "fw_id": firework["fw_id"], "fworker": {"name": "node7"}})
     assert execution.recover(launchpad, "small", everything=False) == 0
-    launchpad.launches.update_one({"launch_id": 1}, {"$set": {"fworker.name": execution.worker_name()}})
+    launchpad.launches.update_one({"launch_id": 1}, {"$set": {"fworker.env": {"worker": this_worker()}}})
     assert execution.recover(launchpad, "small", everything=False) > 0
 
 

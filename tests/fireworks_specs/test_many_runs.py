@@ -14,7 +14,7 @@ from fireworks import Firework, FWAction, FWorker, Workflow
 from fireworks_specs import execution, steps
 from fireworks_specs.firetasks.close import CloseTask
 from fireworks_specs.firetasks.train import TrainTask
-from fireworks_specs.steps import Step
+from fireworks_specs.steps import Step, firework_key
 from inv_design.config import CampaignConfig
 from stores.claims import LEASE_VARIABLE, this_worker
 from stores.provenance import provenance
@@ -167,3 +167,99 @@ def in_two_threads(work: Callable[[], None]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+ELSEWHERE = {"host": "node7", "pid": 1, "machine": "another"}
+DEAD_HERE = this_worker() | {"pid": 2**22 + 1}
+
+
+def checked_out(connection: Connection, *, worker: dict[str, object] | None = None) -> str:
+    """Give a worker the first firework of a workflow; return the key of its claim."""
+    launchpad = connection.launchpad()
+    launchpad.bulk_add_wfs([chain()])
+    node = FWorker(name="node7", env={"worker": worker or ELSEWHERE})
+    firework, launch_id = launchpad.checkout_fw(node, ".")
+    return firework_key(firework.fw_id, launch_id)
+
+
+def launched_long_ago(connection: Connection) -> None:
+    long_ago = (connection.now() - timedelta(hours=1)).isoformat()
+    history = [{"state": "RUNNING", "created_on": long_ago, "updated_on": long_ago}]
+    connection.db["launches"].update_many({}, {"$set": {"state_history": history}})
+
+
+def given_up(connection: Connection) -> bool:
+    count = execution.recover(connection.launchpad(), "a", everything=False)
+    assert connection.db["fireworks"].distinct("state", {"state": "ARCHIVED"}) == (["ARCHIVED"] if count else [])
+    return count == 2
+
+
+@pytest.mark.parametrize(
+    ("worker", "seconds", "gone"),
+    [(ELSEWHERE, 10, False), (ELSEWHERE, -20, False), (ELSEWHERE, -31, True), (DEAD_HERE, 10, True),
+     (this_worker(), 10, False), (DEAD_HERE | {"machine": "another namespace"}, 10, False)],
+)  # fmt: skip
+def test_a_firework_is_given_up_when_its_workers_claim_is_over(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, worker: dict[str, object], seconds: float, gone: bool
+) -> None:
+    monkeypatch.setenv(LEASE_VARIABLE, "30")
+    key = checked_out(connection, worker=worker)
+    expires = connection.now() + timedelta(seconds=seconds)
+    connection.db["claims"].insert_one({"key": key, "holder": "x", "worker": worker, "expires_at": expires})
+    launched_long_ago(connection)
+    assert given_up(connection) == gone
+    assert connection.db["claims"].count_documents({}) == (0 if gone else 1)
+
+
+@pytest.mark.parametrize("worker", [ELSEWHERE, this_worker(), DEAD_HERE])
+def test_a_firework_without_a_claim_is_given_up_after_a_lease(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, worker: dict[str, object]
+) -> None:
+    monkeypatch.setattr(execution, "SETTLE_SECONDS", 0.1)
+    checked_out(connection, worker=worker)
+    if worker is ELSEWHERE:  # what starts has no claim yet
+        assert not given_up(connection)
+        launched_long_ago(connection)
+    assert given_up(connection)
+
+
+def test_a_firework_that_ends_while_it_is_judged_is_done(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked_out(connection)
+    launched_long_ago(connection)
+    ends = {"$set": {"state": "COMPLETED"}}
+    first = connection.db["fireworks"].find_one({"name": "work"})["fw_id"]
+    monkeypatch.setattr(
+        execution.time, "sleep", lambda _: connection.db["fireworks"].update_one({"fw_id": first}, ends)
+    )
+    assert not given_up(connection)
+
+
+def test_a_task_claims_its_launch_while_it_works(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+    monkeypatch.setattr(CloseTask, "fetch_models", lambda _: None)
+    monkeypatch.setattr(CloseTask, "work", lambda _: held.extend(connection.db["claims"].distinct("key")))
+    key = checked_out(connection)
+    task = CloseTask(campaign="a", round=0)
+    task.launchpad, task.fw_id = connection.launchpad(), int(key.split("/")[1])
+    task.run_task({})
+    assert held == [key]
+    assert connection.db["claims"].count_documents({}) == 0
+
+
+def test_a_run_says_for_whom_it_waits_and_the_cure_works(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(execution, "SAY_SECONDS", (0.0, 60.0))
+    key = checked_out(connection)
+    connection.db["launches"].update_many({}, {"$set": {"host": "node7"}})
+    fw_id = int(key.split("/")[1])
+    launchpad = connection.launchpad()
+    cure = threading.Timer(1.5, launchpad.rerun_fw, (fw_id,))
+    cure.start()
+    assert execution._wait_for_others(launchpad, "a", execution._Interrupt())
+    cure.join()
+    assert len([message for message in caplog.messages if message.startswith("waiting")]) == 1
+    assert f"waiting for firework {fw_id} (work, RUNNING on node7)" in caplog.text
+    assert f"inv-design lpad rerun_fws -i {fw_id}" in caplog.text
