@@ -110,6 +110,15 @@ def test_connecting_delivers_what_an_outage_left(made, outage, monkeypatch, embe
     assert journal.pending() == 0
 
 
+def test_the_next_firework_of_a_worker_delivers_what_the_last_one_left(made, embedded_connection):
+    from stores.connection import connect_from_launchpad
+
+    journal.keep("predictions", predictions(made, 3))
+    assert connect_from_launchpad(embedded_connection.launchpad()) is embedded_connection
+    assert Prediction.objects.count() == 3
+    assert journal.pending() == 0
+
+
 def test_weights_survive_an_outage(made, outage, monkeypatch):
     kept = journal.folder()
     blob = b"weights" * 1000
