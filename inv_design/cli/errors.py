@@ -48,8 +48,10 @@ def describe(error: BaseException) -> str:
         text = f"no entry {text}"
     elif isinstance(error, FileNotFoundError) and error.filename:
         text = f"{error.filename} does not exist; check the path"
-    elif type(error).__module__.startswith("pymongo") and (refused := _refusal(error)):
+    elif refused := _refusal(error):
         text = refused
+    elif isinstance(error, PermissionError) and (refused := _refusal(error.__cause__)):
+        text = f"{refused}; {text.rpartition('; ')[2]}"  # and where the records are kept
     elif isinstance(error, PermissionError) and error.filename:
         text = f"no right to write or read {error.filename}; choose another place, or have the rights changed"
     elif isinstance(error, IsADirectoryError) and error.filename:
@@ -59,8 +61,10 @@ def describe(error: BaseException) -> str:
     return text
 
 
-def _refusal(error: BaseException) -> str | None:
+def _refusal(error: BaseException | None) -> str | None:
     """Return which role a user lacks whom the server refused a command, or ``None``."""
+    if error is None or not type(error).__module__.startswith("pymongo"):
+        return None
     from stores.roles import refusal
 
     return refusal(error)
