@@ -71,7 +71,8 @@ def _niggli_primitive(structure: Structure) -> tuple[list[int], np.ndarray, np.n
 
     if not structure.is_ordered:
         raise ValueError(f"{structure.composition.formula} has partially occupied sites; an ordered crystal is needed")
-    if not np.isfinite(structure.lattice.matrix).all() or structure.volume < 1e-3 * len(structure):
+    matrix = structure.lattice.matrix
+    if not np.isfinite(matrix).all() or np.abs(matrix).max() > 1e6 or structure.volume < 1e-3 * len(structure):
         raise ValueError(f"{structure.composition.formula} has a degenerate cell of {structure.volume:.3g} Å^3")
     numbers: list[int] = [site.specie.Z for site in structure]
     cell: Any = (structure.lattice.matrix, structure.frac_coords, numbers)

@@ -130,3 +130,8 @@ def test_form_of_the_id():
 def test_refused(bad):
     with pytest.raises(ValueError, match=r"partially occupied|degenerate"):
         structure_id(bad)
+
+
+def test_a_cell_beyond_all_lengths_is_degenerate():
+    with pytest.raises(ValueError, match="degenerate cell"):
+        structure_id(Structure(Lattice.cubic(1e153), ["Al", "Ni"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
