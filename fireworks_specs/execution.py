@@ -135,10 +135,10 @@ def advance(launchpad: LaunchPad, campaign: str, config: CampaignConfig, *, roun
     """
     from fireworks_specs.steps import next_step
     from fireworks_specs.workflows import step_workflows
-    from stores.claims import this_worker
     from stores.connection import connect_from_launchpad
     from stores.outage import LOST
     from stores.steps import claim_step, release_step
+    from stores.workers import this_worker
 
     step = next_step(campaign, config, rounds=rounds)
     if step is None:
@@ -176,7 +176,8 @@ def _states_of_step(launchpad: LaunchPad, key: str) -> set[str]:
 
 def _take_void_claim(connection: Connection, launchpad: LaunchPad, key: str) -> bool:
     """Remove a step's claim if its worker died before it added the workflows; return whether this call did."""
-    from stores.claims import is_dead, lease_seconds
+    from stores.claims import lease_seconds
+    from stores.workers import is_dead
 
     found = connection.db["steps"].find_one({"key": key})
     if found is None:
@@ -264,8 +265,8 @@ def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummar
 
     from builders.run import build_campaign
     from fireworks_specs.steps import next_step
-    from stores.claims import this_worker
     from stores.outage import until_done
+    from stores.workers import this_worker
 
     launchpad = connection.launchpad()
     register_campaign(config, progress=_report_ingest)
@@ -360,7 +361,8 @@ def _without_live_worker(connection: Connection, launchpad: LaunchPad, fw_ids: l
 def _sign_of_life(connection: Connection, launchpad: LaunchPad, fw_id: int) -> bool | None:
     """Return whether a firework's worker is alive; ``None`` for one that should have a claim and has none."""
     from fireworks_specs.steps import firework_key
-    from stores.claims import is_dead, lease_seconds, this_worker
+    from stores.claims import lease_seconds
+    from stores.workers import is_dead, this_worker
 
     fields = {"launch_id": 1, "state": 1, "fworker.env": 1, "state_history": 1}
     launch = launchpad.launches.find_one({"fw_id": fw_id}, fields, sort=[("launch_id", -1)])

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
 from collections import defaultdict
-from contextlib import suppress
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from stores.scan import batches
+from stores.workers import is_dead, this_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -215,7 +214,7 @@ class Claims:
         best_first = cursor.sort([("priority", -1), ("candidate_id", 1)])
         taken: list[dict[str, Any]] = []
         seen: set[str] = set()
-        for window in _windows(best_first, max(4 * n, 50)):
+        for window in batches(best_first, max(4 * n, 50)):
             items = {item["structure_id"]: item for item in window if item["structure_id"] not in seen}
             seen |= items.keys()
             keys = {i: result_key(i, kind, protocol_id) for i in self._lacking(items, kind, protocol_id)}
@@ -355,42 +354,3 @@ class Claims:
                 LOG.warning("the claims of %s could not be renewed: %s", self.holder, type(error).__name__)
             except Exception:  # the work goes on; it is at worst done twice
                 LOG.exception("the claims of %s could not be renewed", self.holder)
-
-
-def this_worker() -> dict[str, Any]:
-    """Return what a claim says about its worker: host, process id, and which boot and namespace the id belongs to."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
-
-
-def is_dead(worker: Mapping[str, Any]) -> bool:
-    """Return whether a worker is known to be dead: a process of this machine that is not there any more."""
-    if not worker.get("machine") or worker["machine"] != _machine():
-        return False
-    try:
-        os.kill(int(worker["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, KeyError, ValueError):
-        return False
-    return False
-
-
-@cache
-def _machine() -> str:
-    """Return what process ids are unique in: this boot of this machine, and the namespace of ids."""
-    boot = namespace = ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return f"{boot} {namespace}" if boot and namespace else ""
-
-
-def _windows(items: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    window: list[dict[str, Any]] = []
-    for item in items:
-        window.append(item)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window

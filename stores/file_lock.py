@@ -9,6 +9,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from stores.workers import has_ended
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -74,10 +76,4 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     """Return whether the holder was a process of this machine that has ended."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it runs as someone else
-        return False
-    return False
+    return has_ended(holder["pid"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stores import scan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from stores.connection import Connection
 
@@ -66,7 +66,7 @@ def problems(
     done = 0
     for document in classes:
         collection = document._meta["collection"]
-        for batch in _batches(scan.documents(connection, collection)):
+        for batch in scan.batches(scan.documents(connection, collection), BATCH):
             dangling = {} if shapes_only else _dangling(connection, collection, batch)
             for record in batch:
                 text = shape_problem(document, record)
@@ -160,17 +160,6 @@ def _dangling(connection: Connection, collection: str, batch: list[dict[str, Any
             if record.get(field) in missing:
                 found.setdefault(id(record), f"{field} {record[field]} is not in {target}")
     return found
-
-
-def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _short(value: Any) -> str:

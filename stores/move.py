@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from stores import scan
-from stores.references import batches
+from stores.scan import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

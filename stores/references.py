@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from stores.scan import batches
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -34,6 +36,10 @@ LAST_WRITTEN_FIRST = (
     "structures",
 )  # fmt: skip
 """The order in which a database is read that others write meanwhile: what a record needs was written before it."""
+
+
+OF_A_CAMPAIGN = frozenset({"steps", "evaluations", "candidates", "models", "training_sets"})
+"""The collections whose records name their campaign."""
 
 
 def references(collection: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -118,7 +124,7 @@ class _Closure:
         self.pending["campaigns"] |= set(names)
         for campaign in self.db["campaigns"].find({"name": {"$in": names}}, {"config": 1}):
             self.pending["models"] |= set(MODEL_ID.findall(str(campaign.get("config"))))  # a calculator of our own
-        for collection in ("steps", "evaluations", "candidates", "models", "training_sets"):  # see LAST_WRITTEN_FIRST
+        for collection in (c for c in LAST_WRITTEN_FIRST if c in OF_A_CAMPAIGN):
             field = {"steps": "key"}.get(collection, f"{collection.removesuffix('s')}_id")
             found = {record[field] for record in self.db[collection].find(own, {field: 1, "_id": 0})}
             self.pending[collection] |= {key for key in found if collection != "steps" or is_finished(key)}
@@ -204,9 +210,3 @@ def read(
         for key in part:
             if key in found:
                 yield unspill(found[key], connection=connection) if whole else found[key]
-
-
-def batches(values: Sequence[str], size: int = BATCH) -> Iterator[list[str]]:
-    """Yield the values some at a time."""
-    for start in range(0, len(values), size):
-        yield list(values[start : start + size])

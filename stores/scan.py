@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from stores.connection import Connection
 
+Item = TypeVar("Item")
+
+MANY = 1000  # keys or light documents
 BATCH = 100
 CHUNKS = 20  # of GridFS, a quarter of a megabyte each
+
+
+def batches(items: Iterable[Item], size: int = MANY) -> Iterator[list[Item]]:
+    """Yield items some at a time."""
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def batch_size(collection: str) -> int:
@@ -25,8 +40,6 @@ def ids(connection: Connection, collection: str) -> list[Any]:
 
 def documents(connection: Connection, collection: str) -> Iterator[dict[str, Any]]:
     """Yield every document; an embedded database reads a whole query at once, so it is asked for some at a time."""
-    from stores.references import batches
-
     size = batch_size(collection)
     if connection.kind != "embedded":
         yield from connection.db[collection].find({}, batch_size=size)

@@ -71,8 +71,8 @@ def _niggli_primitive(structure: Structure) -> tuple[list[int], np.ndarray, np.n
 
     if not structure.is_ordered:
         raise ValueError(f"{structure.composition.formula} has partially occupied sites; an ordered crystal is needed")
-    matrix = structure.lattice.matrix
-    if not np.isfinite(matrix).all() or np.abs(matrix).max() > 1e6 or structure.volume < 1e-3 * len(structure):
+    lengths = structure.lattice.matrix
+    if not np.isfinite(lengths).all() or np.abs(lengths).max() > 1e6 or structure.volume < 1e-3 * len(structure):
         raise ValueError(f"{structure.composition.formula} has a degenerate cell of {structure.volume:.3g} Å^3")
     numbers: list[int] = [site.specie.Z for site in structure]
     cell: Any = (structure.lattice.matrix, structure.frac_coords, numbers)

@@ -18,6 +18,7 @@ from stores.schema import (
     stamp,
     stamp_of,
 )
+from stores.workers import has_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,12 +159,4 @@ def _is_gone(claim: dict[str, Any]) -> bool:
     """Return whether the process that began a migration is known to be dead: it ran here, and its id is free."""
     if claim.get("host") != socket.gethostname():
         return False
-    if claim.get("pid") == os.getpid():
-        return True
-    try:
-        os.kill(int(claim["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, KeyError, ValueError):
-        return False
-    return False
+    return claim.get("pid") == os.getpid() or has_ended(claim.get("pid"))

@@ -10,7 +10,7 @@ from fireworks_specs import execution
 from fireworks_specs.steps import Step, next_step
 from fireworks_specs.workflows import step_workflows
 from inv_design.config import CampaignConfig
-from stores.claims import this_worker
+from stores.workers import this_worker
 
 if TYPE_CHECKING:
     from pathlib import Path

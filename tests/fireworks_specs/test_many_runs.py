@@ -16,10 +16,11 @@ from fireworks_specs.firetasks.close import CloseTask
 from fireworks_specs.firetasks.train import TrainTask
 from fireworks_specs.steps import Step, firework_key
 from inv_design.config import CampaignConfig
-from stores.claims import LEASE_VARIABLE, this_worker
+from stores.claims import LEASE_VARIABLE
 from stores.provenance import provenance
 from stores.records import insert_campaign, insert_model, model_id
 from stores.steps import claim_step
+from stores.workers import this_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stores import claims as module
-from stores.claims import LEASE_VARIABLE, Claims, is_dead, lease_seconds, result_key, this_worker
+from stores.claims import LEASE_VARIABLE, Claims, lease_seconds, result_key
 from stores.documents import Claim
 from stores.provenance import provenance
 from stores.records import insert_calculations
+from stores.workers import is_dead, this_worker
 
 if TYPE_CHECKING:
     from stores.connection import Connection
