@@ -22,10 +22,10 @@ demo: $(VENV)/installed ## A campaign at 350 GPa: three rounds, a report
 	$(BIN)/inv-design report --config $(DEMO)/campaign.yaml -o $(DEMO)/report.html
 
 test: $(VENV)/installed ## Tests; says what it skipped
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not hpc"
 
 test-slow: $(VENV)/installed ## Minutes: kill -9 at random moments, a campaign end to end
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not hpc"
 
 lint: $(VENV)/installed ## Style, types, layers
 	$(BIN)/ruff check .

@@ -105,6 +105,15 @@ class PredictorConfig(_Section):
     )
 
 
+class FineTuneConfig(_Section):
+    """Fine-tuning of the stage-II potential on the DFT results of each round."""
+
+    enabled: bool = Field(False, description="fine-tune after each round, for the next one; needs gpaw or vasp labels")
+    epochs: int = Field(30, ge=1, description="passes over the new frames")
+    replay: int = Field(200, ge=0, description="frames that the potential learned from before, mixed in")
+    min_frames: int = Field(20, ge=1, description="new DFT frames that are needed; with fewer the potential stays")
+
+
 class MlipConfig(_Section):
     """Stage II: relaxation and elastic tensor with a machine-learned potential."""
 
@@ -121,6 +130,23 @@ class MlipConfig(_Section):
         None, ge=0, description="candidates per round that are relaxed, best first; null: all that passed stage I"
     )
     chunk: int = Field(10, ge=1, description="candidates per firework")
+    retries: int = Field(0, ge=0, le=10, description="further attempts after a failure that may pass, such as a kill")
+    fine_tune: FineTuneConfig = FineTuneConfig()
+
+
+class GpawConfig(_Section):
+    """Settings of the gpaw backend: PBE, plane waves, Marzari-Vanderbilt smearing."""
+
+    kind: Literal["elastic", "eos"] = Field(
+        "elastic", description="elastic: the full tensor; eos: the equation of state, about five times cheaper"
+    )
+    cutoff: float = Field(550.0, ge=200, description="eV; plane-wave cutoff; below 500 stresses are not converged")
+    k_density: float = Field(7.0, gt=0, description="k points per 1/Å along each reciprocal axis; below 7 C_ij are not")
+    smearing: float = Field(0.15, gt=0, description="eV; width of the Marzari-Vanderbilt smearing")
+    spin: Literal["auto", "on", "off"] = Field(
+        "auto", description="spin polarisation; auto: for crystals with Cr, Mn, Fe, Co, Ni or a lanthanide"
+    )
+    ranks: int = Field(1, ge=1, description="MPI ranks of one calculation")
 
 
 class DftConfig(_Section):
@@ -133,6 +159,8 @@ class DftConfig(_Section):
     budget_per_round: int = Field(20, ge=0, description="labels per round, best candidates first")
     strain: float = Field(0.04, gt=0, lt=0.2, description="largest linear strain of the equation of state")
     tolerance: float = Field(0.20, gt=0, description="a labelled candidate within it counts as a hit")
+    retries: int = Field(1, ge=0, le=10, description="further attempts after a failure that may pass, such as a kill")
+    gpaw: GpawConfig = GpawConfig()
 
 
 class StagesConfig(_Section):
