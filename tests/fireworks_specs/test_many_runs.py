@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fireworks import Firework, FWAction, FWorker, Workflow
 
-from fireworks_specs import execution, steps
+from fireworks_specs import execution, recovery, steps
 from fireworks_specs.firetasks.close import CloseTask
 from fireworks_specs.firetasks.train import TrainTask
 from fireworks_specs.steps import Step, firework_key
@@ -216,7 +216,7 @@ def test_a_firework_is_given_up_when_its_workers_claim_is_over(
 def test_a_firework_without_a_claim_is_given_up_after_a_lease(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, worker: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(execution, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(recovery, "SETTLE_SECONDS", 0.1)
     checked_out(connection, worker=worker)
     if worker is ELSEWHERE:  # what starts has no claim yet
         assert not given_up(connection)
