@@ -1,18 +1,22 @@
-"""`init`: a commented campaign.yaml in a new directory."""
+"""`init`: a commented campaign.yaml in a new directory, and the files of a cluster's workers beside it."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
 import click
 
 from inv_design.cli.errors import CommandFailed
-from inv_design.cli.options import common_options
+from inv_design.cli.options import DATABASE_VARIABLE, common_options
 
 TEMPLATES = ("default", "demo", "minimal")
+CLUSTERS = ("slurm", "pbs")
 PLACEHOLDER = "CAMPAIGN_NAME"
+_USER_WITHOUT_PASSWORD = re.compile(r"host: '[^:]+://[^/:@]+@")
 
 
 @click.command()
@@ -21,23 +25,86 @@ PLACEHOLDER = "CAMPAIGN_NAME"
     "-t", "--template", type=click.Choice(TEMPLATES), default="default", show_default=True, help="What to start from."
 )
 @click.option("--name", help="Name of the campaign.  [default: the directory's]")
+@click.option("--database", metavar="URI", help="Database of the campaign, without password.  [default: embedded]")
+@click.option(
+    "--cluster",
+    type=click.Choice(CLUSTERS),
+    help="Write the files that workers need, too; also beside a campaign.yaml that is there.",
+)
 @common_options
-def init(directory: Path, template: str, name: str | None) -> None:
+def init(directory: Path, template: str, name: str | None, database: str | None, cluster: str | None) -> None:
     """Write a commented campaign.yaml into a new directory.
 
-    An existing campaign.yaml is never overwritten (exit code 1).
+    Nothing that exists is overwritten (exit code 1).
     """
     path = directory / "campaign.yaml"
-    text = template_text(template).replace(PLACEHOLDER, quoted(name or default_name(directory)))
-    check_text(text)
+    kept = cluster is not None and path.is_file()
+    files: dict[str, str] = {}
+    if not kept:
+        text = template_text(template).replace(PLACEHOLDER, quoted(name or default_name(directory)))
+        text = text if database is None else with_database(text, database)
+        check_text(text)
+        files["campaign.yaml"] = text
+    if cluster is not None:
+        files |= cluster_files(cluster, path, files.get("campaign.yaml"), database)
+    write_new(directory, files)
+    click.echo(f"wrote {', '.join(str(directory / file) for file in files)}; next: {next_words(directory, cluster)}")
+    if cluster is not None and _USER_WITHOUT_PASSWORD.search(files["my_launchpad.yaml"]):
+        click.echo("rlaunch and qlaunch need the password: add it to the URIs in my_launchpad.yaml and jobflow.yaml")
+
+
+def write_new(directory: Path, files: dict[str, str]) -> None:
+    """Write files that must not exist; those in which a password may stand for their owner alone.
+
+    Raises
+    ------
+    CommandFailed
+        If one of them exists; none is written then.
+    """
+    from fireworks_specs.worker_files import SECRET
+
+    there = [directory / name for name in files if (directory / name).exists()]
+    if there:
+        raise CommandFailed(f"{there[0]} exists; it is never overwritten; choose another directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:  # fails if it exists, whoever wrote it
-            file.write(text)
     except FileExistsError:
-        what = "it is never overwritten; choose another directory" if path.exists() else "it is a file, not a directory"
-        raise CommandFailed(f"{path if path.exists() else directory} exists; {what}") from None
-    click.echo(f"wrote {path}; next: cd {directory} && inv-design check && inv-design run")
+        raise CommandFailed(f"{directory} exists; it is a file, not a directory") from None
+    for name, text in files.items():
+        mode = 0o600 if name in SECRET else 0o666
+        try:  # fails if it exists by now, whoever wrote it
+            descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        except FileExistsError:
+            raise CommandFailed(f"{directory / name} exists; it is never overwritten") from None
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+
+
+def cluster_files(cluster: str, path: Path, text: str | None, database: str | None) -> dict[str, str]:
+    """Return the workers' files for the campaign in a file, or in the text that will be written there."""
+    import yaml
+
+    from fireworks_specs.worker_files import worker_files
+    from inv_design.config import load_config
+
+    stated = yaml.safe_load(text).get("database", "embedded") if text is not None else load_config(path).database
+    uri = database or os.environ.get(DATABASE_VARIABLE) or stated
+    programs = Path(sys.executable).absolute().parent
+    return worker_files(cluster, database=uri, folder=path.parent.resolve(), programs=programs)
+
+
+def next_words(directory: Path, cluster: str | None) -> str:
+    """Return what to do after `init`."""
+    if cluster is None:
+        return f"cd {directory} && inv-design check && inv-design run"
+    return f"fill in queue and account in my_qadapter_*.yaml, then cd {directory} && inv-design check"
+
+
+def with_database(text: str, database: str) -> str:
+    """Return the text of a campaign with another database."""
+    line = f"database: {quoted(database)}"
+    changed, count = re.subn(r"(?m)^database:.*$", lambda _: line, text, count=1)
+    return changed if count else f"{text.rstrip()}\n{line}\n"
 
 
 def template_text(template: str) -> str:
@@ -65,7 +132,7 @@ def quoted(name: str) -> str:
 
 
 def check_text(text: str) -> None:
-    """Raise :class:`click.BadParameter` if the text is no valid campaign: only the name can be wrong."""
+    """Raise :class:`click.BadParameter` if the text is no valid campaign: only name and database can be wrong."""
     import yaml
     from pydantic import ValidationError
 
@@ -74,4 +141,4 @@ def check_text(text: str) -> None:
     try:
         CampaignConfig.model_validate(yaml.safe_load(text))
     except ValidationError as error:
-        raise click.BadParameter(describe_error(error), param_hint="--name") from None
+        raise click.BadParameter(describe_error(error), param_hint="--name or --database") from None
