@@ -354,6 +354,7 @@ def newest(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
             r.get("state", "completed") == "completed" and not r.get("error"),
             str((r.get("provenance") or {}).get("created_at", "")),
             str(r.get("protocol_id", "")),
+            int(r.get("attempt") or 1),
             str(r.get("calculation_id", "")),
         ),
     )

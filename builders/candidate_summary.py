@@ -29,7 +29,8 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     Parameters
     ----------
     item
-        ``candidate``, ``structure``, ``predictions``, ``mlip``, ``dft``, ``duplicate_of`` and ``config`` as records.
+        ``candidate``, ``structure``, ``predictions``, ``mlip``, ``dft``, ``duplicate_of`` and ``config`` as records;
+        ``attempts``: stage -> all attempts at its result.
 
     Raises
     ------
@@ -48,6 +49,7 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
         raise ValueError(f"structure {candidate['structure_id']} is not in the database; import it again")
     config = _configuration(json.dumps(item["config"], sort_keys=True))
     objectives = config.objectives
+    attempts = item.get("attempts") or {}
     structure = structure_from_dict(record["structure"])
     generated = generated_properties(record, config)
     cost = {"cost": generated["cost"]} if "cost" in generated else {}
@@ -66,12 +68,18 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
     stages: Document = {"predictor": _predictor_stage(verdicts[0], item["predictions"])}
     if verdicts[-1].status == "passed":
         relaxed = {**cost, **relaxed_density(generated, item["mlip"])}
-        verdicts.append(screen_mlip(item["mlip"], targets=objectives, config=config.stages.mlip, known=relaxed))
-        stages["mlip"] = _calculation_stage(verdicts[-1], item["mlip"], MLIP_NUMBERS)
+        tried = attempts.get("mlip", ())
+        verdicts.append(
+            screen_mlip(item["mlip"], targets=objectives, config=config.stages.mlip, known=relaxed, attempts=tried)
+        )
+        stages["mlip"] = _calculation_stage(verdicts[-1], item["mlip"], MLIP_NUMBERS, tried)
         if verdicts[-1].status == "passed":
             relaxed = {**cost, **relaxed_density(generated, item["dft"])}
-            verdicts.append(screen_dft(item["dft"], targets=objectives, config=config.stages.dft, known=relaxed))
-            stages["dft"] = _calculation_stage(verdicts[-1], item["dft"], DFT_NUMBERS)
+            tried = attempts.get("dft", ())
+            verdicts.append(
+                screen_dft(item["dft"], targets=objectives, config=config.stages.dft, known=relaxed, attempts=tried)
+            )
+            stages["dft"] = _calculation_stage(verdicts[-1], item["dft"], DFT_NUMBERS, tried)
     last = verdicts[-1]
     value, method = best_value(stages)
     judged = [item[stage] for stage in ("mlip", "dft") if stage in stages]
@@ -198,8 +206,11 @@ def _predictor_stage(verdict: Verdict, predictions: Sequence[Mapping[str, Any]])
 
 
 def _calculation_stage(
-    verdict: Verdict, calculation: Mapping[str, Any] | None, numbers: Sequence[str]
-) -> Document:  # fmt: skip
+    verdict: Verdict,
+    calculation: Mapping[str, Any] | None,
+    numbers: Sequence[str],
+    attempts: Sequence[Mapping[str, Any]] = (),
+) -> Document:
     if calculation is None:
         return {"status": verdict.status}
     results = calculation.get("results") or {}
@@ -210,6 +221,8 @@ def _calculation_stage(
         **{k: calculation.get(k) for k in ("calculation_id", "protocol_id", "method", "error", "output_structure_id")},
         "flags": list(calculation.get("flags") or []),
     }
+    if calculation.get("state") == "failed" or len(attempts) > 1:
+        stage |= {"failure": calculation.get("reason"), "attempts": max(len(attempts), 1)}
     if verdict.stage == "dft":
         stage["hit"] = verdict.status == "passed" if verdict.status in ("passed", "rejected") else None
     return stage

@@ -10,6 +10,7 @@ from builders.candidate_summary import PROPERTY, place_of, summarise_candidate, 
 from builders.duplicates import order_members, search_for
 from builders.state import digest
 from builders.training_members import training_set_ids
+from inv_design.screening.retries import attempt_of
 from stores.protocol import content_id
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class CandidateBuilder(CampaignBuilder):
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     """
 
-    version = "4"
+    version = "5"
 
     def __init__(
         self,
@@ -212,13 +213,14 @@ class CandidateBuilder(CampaignBuilder):
             identity, structure = candidate["candidate_id"], candidate["structure_id"]
             records = calculations.get(structure, [])
             try:
+                attempts = {s: _attempts(r for r in records if self._counts(r, s)) for s in ("mlip", "dft")}
                 item = _item(
                     candidate,
                     predictions=self._predictions(
                         predictions.get(structure, []), predictors.get(candidate["round"], set())
                     ),
-                    mlip=newest(r for r in records if self._counts(r, "mlip")),
-                    dft=newest(r for r in records if self._counts(r, "dft")),
+                    **{stage: newest(tried) for stage, tried in attempts.items()},
+                    attempts=attempts,
                     duplicate_of=search.results.get(identity),
                     duplicate_key=search.keys.get(identity),
                 )
@@ -339,7 +341,7 @@ def input_hash(item: Mapping[str, Any], settings: str) -> str:
     before, which mostly changes nothing else.
     """
     predictions = [[p["structure_id"], p["property"], p["protocol_id"]] for p in item["predictions"]]
-    calculations = [item[stage] and item[stage]["calculation_id"] for stage in ("mlip", "dft")]
+    calculations = [[a["calculation_id"] for a in item["attempts"][stage]] for stage in ("mlip", "dft")]
     return content_id(
         "h", [settings, item["candidate"]["candidate_id"], predictions, calculations, item["duplicate_of"]]
     )
@@ -347,6 +349,7 @@ def input_hash(item: Mapping[str, Any], settings: str) -> str:
 
 def _item(candidate: Document, *, error: str | None = None, **parts: Any) -> Document:
     nothing: Document = {"predictions": [], "mlip": None, "dft": None, "duplicate_of": None, "duplicate_key": None}
+    nothing["attempts"] = {"mlip": [], "dft": []}
     return {"candidate": candidate, "error": error, "input_hash": None, **nothing, **parts}
 
 
@@ -366,6 +369,16 @@ def _only(*fields: str) -> dict[str, int]:
 def _rows(documents: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> list[list[Any]]:
     names = list(fields)
     return [[document.get(name) for name in names] for document in documents]
+
+
+def _attempts(calculations: Iterable[Document]) -> list[Document]:
+    """Return the attempts at the result that counts: its calculations of one kind and protocol, in their order."""
+    records = list(calculations)
+    best = newest(records)
+    if best is None:
+        return []
+    same = [r for r in records if (r["kind"], r["protocol_id"]) == (best["kind"], best["protocol_id"])]
+    return sorted(same, key=attempt_of)
 
 
 def _by_structure(documents: Iterable[Document]) -> dict[str, list[Document]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "properties"]
-QUEUED = ("stage", "candidate_id", "structure_id", "priority", "protocol_id")
+QUEUED = ("stage", "candidate_id", "structure_id", "priority", "protocol_id", "attempts")
 """What an entry says."""
 
 LEAST = -1e6
@@ -42,7 +42,7 @@ class ScreeningQueueBuilder(CampaignBuilder):
         Stage -> protocol id that the queue's items are labelled with.
     """
 
-    version = "2"
+    version = "3"
 
     def __init__(
         self,
@@ -180,6 +180,7 @@ def next_candidates(
             tolerance=config.stages.dft.tolerance,
             others=others,
         )
+        attempts = {s["candidate_id"]: s["stages"][stage].get("attempts", 0) for s in entered}
         waiting = {s["candidate_id"] for s in entered if s["stage"] == stage and s["status"] == "waiting"}
         chosen = [r for r in ranked if r["candidate_id"] in waiting]
         budget = budgets.get(stage)
@@ -190,6 +191,7 @@ def next_candidates(
                 "stage": stage,
                 **{k: r[k] for k in ("candidate_id", "structure_id")},
                 "priority": max(r["priority"], LEAST),
+                "attempts": attempts.get(r["candidate_id"], 0),
             }
             for r in chosen
         ]

@@ -24,17 +24,21 @@ class Step:
         One of :data:`STEP_NAMES`.
     items
         What it has to do, one entry per firework: lists of ids, chunk numbers or model kinds.
+    attempts
+        How often its items were computed before and failed: a retry is another piece of work.
     """
 
     campaign: str
     round: int
     name: str
     items: tuple[Any, ...]
+    attempts: int = 0
 
     @property
     def key(self) -> str:
         """Unique name of this piece of work, the same on every worker that derives it."""
-        digest = hashlib.sha256(repr(self.items).encode()).hexdigest()[:12]
+        work = repr(self.items) + (f" after {self.attempts}" if self.attempts else "")
+        digest = hashlib.sha256(work.encode()).hexdigest()[:12]
         return f"{self.campaign}/{self.round}/{self.name}/{digest}"
 
 
@@ -72,7 +76,7 @@ def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:
         queue = queued(campaign, number, stage)
         if queue:
             parts = [tuple(queue[start : start + size]) for start in range(0, len(queue), size)]
-            return Step(campaign, number, stage, tuple(parts))
+            return Step(campaign, number, stage, tuple(parts), failed_attempts(campaign, number, stage))
     return Step(campaign, number, "close", ("all",))
 
 
@@ -120,6 +124,14 @@ def candidates_without_prediction(campaign: str, number: int) -> list[str]:
         Prediction.objects(protocol_id=predictor_protocol(model.model_id), structure_id__in=ids).scalar("structure_id")
     )
     return [i for i in ids if i not in known]
+
+
+def failed_attempts(campaign: str, number: int, stage: str) -> int:
+    """Return how many attempts at what a stage has to compute have failed, all in all, as the built queue says."""
+    from stores.documents.screening_queue import ScreeningQueueItem
+
+    items = ScreeningQueueItem.objects(campaign=campaign, round=number, stage=stage)
+    return sum(item.to_mongo().get("attempts") or 0 for item in items)
 
 
 def queued(campaign: str, number: int, stage: str) -> list[str]:

@@ -81,6 +81,8 @@ class Claims:
     ----------
     holder
         Unique name of this holder.
+    attempts
+        Key of a result -> which attempt at it is under way, from 1, as who computes it has noted.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Claims:
         self.worker = this_worker()
         self.holder = f"{self.worker['host']}:{self.worker['pid']}:{uuid.uuid4().hex}"
         self._collection = self.connection.db["claims"]
+        self.attempts: dict[str, int] = {}
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -193,7 +196,7 @@ class Claims:
     # -- many items ---------------------------------------------------------------------------------------------------
 
     def take(
-        self, stage: str, n: int, *, kind: str, protocol_id: str, round: int | None = None
+        self, stage: str, n: int, *, kind: str, protocol_id: str, round: int | None = None, retries: int = 0
     ) -> list[dict[str, Any]]:
         """Claim and return up to ``n`` items of the screening queue, best first, that lack a result and nobody holds.
 
@@ -206,6 +209,8 @@ class Claims:
             Of the queue of this worker's campaign, or of all campaigns if it has none.
         kind, protocol_id
             Of the calculation that the stage makes.
+        retries
+            Further attempts that the stage makes after a failure that may pass.
         """
         criteria = {"campaign": self.campaign, "stage": stage, "round": round}
         fields = {"_id": 0, "structure_id": 1, "candidate_id": 1, "priority": 1, "round": 1}
@@ -217,14 +222,14 @@ class Claims:
         for window in batches(best_first, max(4 * n, 50)):
             items = {item["structure_id"]: item for item in window if item["structure_id"] not in seen}
             seen |= items.keys()
-            keys = {i: result_key(i, kind, protocol_id) for i in self._lacking(items, kind, protocol_id)}
+            keys = {i: result_key(i, kind, protocol_id) for i in self._lacking(items, kind, protocol_id, retries)}
             busy = self._busy(keys.values())
             free = [i for i, key in keys.items() if key not in busy]
             while free and len(taken) < n:
                 tried, free = free[: n - len(taken)], free[n - len(taken) :]
                 won = set(self.claim([keys[i] for i in tried]))
                 mine = [i for i in tried if keys[i] in won]
-                left = set(self._lacking(mine, kind, protocol_id))  # who held it before may have finished it
+                left = set(self._lacking(mine, kind, protocol_id, retries))  # who held it before may have finished it
                 self.release(keys[i] for i in mine if i not in left)
                 taken += [{**items[i], "key": keys[i]} for i in mine if i in left]
             if len(taken) >= n:
@@ -325,13 +330,11 @@ class Claims:
             return worker != self.worker
         return is_dead(worker)
 
-    def _lacking(self, structure_ids: Iterable[str], kind: str, protocol_id: str) -> list[str]:
-        """Return the structure ids that have no calculation of this kind and protocol."""
-        ids = list(structure_ids)
-        criteria = {"structure_id": {"$in": ids}, "kind": kind, "protocol_id": protocol_id}
-        found = self.connection.db["calculations"].find(criteria, {"_id": 0, "structure_id": 1})
-        known = {calculation["structure_id"] for calculation in found} if ids else set()
-        return [i for i in ids if i not in known]
+    def _lacking(self, structure_ids: Iterable[str], kind: str, protocol_id: str, retries: int) -> list[str]:
+        """Return the structure ids that have no calculation of this kind and protocol, or are due for a retry."""
+        from stores.attempts import lacking
+
+        return lacking(list(structure_ids), kind, protocol_id, retries=retries, connection=self.connection)
 
     def _fields(self) -> dict[str, Any]:
         now = self.connection.now()

@@ -20,7 +20,8 @@ def check_content(collection: str, record: Mapping[str, Any]) -> None:
     if collection == "structures":
         _check_structure(record)
     elif collection == "calculations":
-        expect(record, "calculation_id", records.calculation_id(*_take(record, "structure_id", "kind", "protocol_id")))
+        key = _take(record, "structure_id", "kind", "protocol_id")
+        expect(record, "calculation_id", records.calculation_id(*key, record.get("attempt")))
     elif collection == "candidates":
         expect(record, "candidate_id", records.candidate_id(*_take(record, "campaign", "round", "seed", "index")))
     elif collection == "training_sets":

@@ -164,9 +164,9 @@ def insert_predictions(predictions: Iterable[Mapping[str, Any]]) -> list[Inserte
 # -- calculations ---------------------------------------------------------------------------------------------------
 
 
-def calculation_id(structure_id: str, kind: str, protocol_id: str) -> str:
-    """Return ``"k-"`` and a hash of what makes a calculation unique."""
-    return content_id("k", [structure_id, kind, protocol_id])
+def calculation_id(structure_id: str, kind: str, protocol_id: str, attempt: int | None = None) -> str:
+    """Return ``"k-"`` and a hash of what makes a calculation unique; the first attempt is not counted in it."""
+    return content_id("k", [structure_id, kind, protocol_id, *([attempt] if (attempt or 1) > 1 else [])])
 
 
 def insert_calculation(**fields: Any) -> Inserted:
@@ -178,12 +178,15 @@ def insert_calculations(calculations: Iterable[Mapping[str, Any]]) -> list[Inser
     """Insert calculations that are new; return (calculation_id, inserted) in the order given.
 
     Each has ``structure_id, kind, method, protocol_id, state, provenance`` and may have ``protocol, results, flags,
-    error, output_structure_id``. Results that are not finite become ``None`` and leave the flag ``non_finite:NAME``.
+    error, reason, attempt, output_structure_id``. Results that are not finite become ``None`` and leave the flag
+    ``non_finite:NAME``. An ``attempt`` of 1 is not written.
     """
     records = []
     for calculation in calculations:
         record = dict(calculation)
-        record["calculation_id"] = calculation_id(record["structure_id"], record["kind"], record["protocol_id"])
+        attempt = record["attempt"] = record.get("attempt") if (record.get("attempt") or 1) > 1 else None
+        key = (record["structure_id"], record["kind"], record["protocol_id"])
+        record["calculation_id"] = calculation_id(*key, attempt)
         lost: list[str] = []
         record["results"] = plain(record.get("results") or {}, lost=lost)
         if lost:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stores.connection import Connection
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The form that this version of inv_design reads and writes; ``stores/migrations`` leads here from earlier ones."""
 
 FIRST = 1

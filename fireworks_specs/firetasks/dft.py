@@ -29,13 +29,14 @@ class DftTask(CampaignTask):
         from fireworks_specs.protocols import dft_protocol
         from inv_design.mechanics.stages import failed
 
-        backend = get_backend(self.config.stages.dft.backend)
+        stage = self.config.stages.dft
+        backend = get_backend(stage.backend)
         protocol = dft_protocol(self.config)
         where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
         text = f"round {self['round']}: stage III, {backend.label}"
         done = self.get("before", 0)
         with Claims(campaign=self["campaign"], stage="dft") as claims:
-            for todo in to_compute(claims, self["structure_ids"], backend.kind, protocol):
+            for todo in to_compute(claims, self["structure_ids"], backend.kind, protocol, retries=stage.retries):
                 starts = {i: relaxed_structure(i) for i in todo}
                 for missing in (i for i in todo if starts[i][1] is None):
                     record = failed(f"structure {missing} is not in the database")

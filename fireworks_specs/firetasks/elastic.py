@@ -36,7 +36,8 @@ class ElasticTask(CampaignTask):
         text = f"round {self['round']}: stage II, {stage.calculator}"
         done = self.get("before", 0)
         with Claims(campaign=self["campaign"], stage="mlip") as claims:
-            for todo in to_compute(claims, self["structure_ids"], where["kind"], where["protocol"]):
+            shares = to_compute(claims, self["structure_ids"], where["kind"], where["protocol"], retries=stage.retries)
+            for todo in shares:
                 structures = structures_by_id(todo)
                 for missing in (i for i in todo if i not in structures):
                     record = failed(f"structure {missing} is not in the database")
@@ -57,30 +58,35 @@ class ElasticTask(CampaignTask):
                     report(text, done, self.get("total", len(self["structure_ids"])))
 
 
-def to_compute(claims: Claims, ids: list[str], kind: str, protocol: dict[str, Any]) -> Iterator[list[str]]:
+def to_compute(
+    claims: Claims, ids: list[str], kind: str, protocol: dict[str, Any], *, retries: int = 0
+) -> Iterator[list[str]]:
     """Yield the structure ids to compute, claimed, until every one of them has a calculation; see ``Claims.shares``.
 
     A firework that ended while others still compute some of its items would leave its campaign waiting for nobody.
+    After a failure that may pass there are up to ``retries`` further attempts, one per firework.
     """
+    from stores.attempts import next_attempts
     from stores.protocol import protocol_id
 
     identity = protocol_id(protocol)
-    yield from claims.shares(
+    shares = claims.shares(
         list(dict.fromkeys(ids)),
         key=lambda i: result_key(i, kind, identity),
-        lacking=lambda some: without_calculation(some, kind, protocol),
+        lacking=lambda some: without_calculation(some, kind, protocol, retries=retries),
     )
+    for share in shares:
+        numbers = next_attempts(share, kind, identity)
+        claims.attempts.update({result_key(i, kind, identity): number for i, number in numbers.items()})
+        yield share
 
 
-def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any]) -> list[str]:
-    """Return the structure ids that have no calculation of this kind and protocol."""
-    from stores.documents.calculation import Calculation
+def without_calculation(ids: list[str], kind: str, protocol: dict[str, Any], *, retries: int = 0) -> list[str]:
+    """Return the structure ids that have no calculation of this kind and protocol, or whose failure may be retried."""
+    from stores.attempts import lacking
     from stores.protocol import protocol_id
 
-    known = set(
-        Calculation.objects(structure_id__in=ids, kind=kind, protocol_id=protocol_id(protocol)).scalar("structure_id")
-    )
-    return [i for i in ids if i not in known]
+    return lacking(ids, kind, protocol_id(protocol), retries=retries)
 
 
 def insert_result(
@@ -93,9 +99,15 @@ def insert_result(
     provenance: dict[str, Any],
     claims: Claims | None = None,
 ) -> None:
-    """Insert the relaxed structure and the calculation of a computed record, then release the claim of it."""
+    """Insert the relaxed structure and the calculation of a computed record, then release the claim of it.
+
+    A failed record may have a ``reason`` of :data:`inv_design.screening.retries.FAILURES`; else its error tells it. A
+    completed one is inserted although a failure came first: it is a further attempt then.
+    """
     from pymatgen.core import Structure
 
+    from inv_design.screening.retries import reason_of
+    from stores.attempts import attempts_at, next_attempts
     from stores.protocol import protocol_id
     from stores.records import insert_calculation, insert_structure
 
@@ -114,20 +126,29 @@ def insert_result(
                 "error": record["error"] or str(error),
             }
     identity = protocol_id(protocol)
-    _, new = insert_calculation(
-        structure_id=structure_id,
-        kind=kind,
-        method=method,
-        protocol_id=identity,
-        protocol=protocol,
-        state=record["state"],
-        results=record["results"],
-        flags=record["flags"],
-        error=record["error"],
-        output_structure_id=output,
-        provenance=provenance,
-    )
+    key = result_key(structure_id, kind, identity)
+    failed = record["state"] == "failed"
+    fields: dict[str, Any] = {
+        "structure_id": structure_id,
+        "kind": kind,
+        "method": method,
+        "protocol_id": identity,
+        "protocol": protocol,
+        "state": record["state"],
+        "results": record["results"],
+        "flags": record["flags"],
+        "error": record["error"],
+        "reason": record.get("reason") or reason_of(record["error"]) if failed else None,
+        "output_structure_id": output,
+        "provenance": provenance,
+    }
+    _, new = insert_calculation(**fields, attempt=claims.attempts.get(key, 1) if claims is not None else 1)
+    if not new and not failed:  # a worker that was given up and comes late: what it finished is not lost
+        earlier = attempts_at([structure_id], kind, identity).get(structure_id, [])
+        if not any(a["state"] == "completed" for a in earlier):
+            number = next_attempts([structure_id], kind, identity)[structure_id]
+            _, new = insert_calculation(**fields, attempt=number)
     if not new:
         LOG.warning("another worker was faster with %s of %s; its result counts", kind, structure_id)
     if claims is not None:
-        claims.release([result_key(structure_id, kind, identity)])
+        claims.release([key])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inv_design.screening.mlip import failure_reason, flag_reasons, numbers
+from inv_design.screening.mlip import failure_verdict, flag_reasons, numbers
 from inv_design.screening.target import target_reasons
 from inv_design.screening.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from inv_design.config import DftConfig
     from inv_design.objective import Targets
@@ -21,6 +21,7 @@ def screen_dft(
     targets: Targets,
     config: DftConfig,
     known: Mapping[str, float] | None = None,
+    attempts: Sequence[Mapping[str, Any]] = (),
 ) -> Verdict:
     """Return stage III's verdict: ``passed`` is a hit, ``rejected`` a miss.
 
@@ -32,11 +33,13 @@ def screen_dft(
         Property -> what is wanted, or objectives; every one for which there is a value is checked.
     known
         What else is known of the crystal, property -> number, such as its cost.
+    attempts
+        All attempts at the label, this one among them; by default it is the only one.
     """
     if calculation is None:
         return Verdict("dft", "waiting")
     if calculation.get("state") != "completed":
-        return Verdict("dft", "failed", (failure_reason(calculation),))
+        return failure_verdict("dft", calculation, attempts, config.retries)
     values = numbers(calculation.get("results") or {})
     reasons = flag_reasons(calculation.get("flags") or ())
     if "bulk_modulus_vrh" not in values:

@@ -19,6 +19,7 @@ class ScreeningQueueItem(Derived):
     structure_id = StringField()
     protocol_id = StringField()
     priority = FloatField()
+    attempts = IntField()
 
     meta: ClassVar[dict[str, Any]] = {
         "collection": "screening_queue",
