@@ -219,7 +219,8 @@ class CandidateBuilder(CampaignBuilder):
                     predictions=self._predictions(
                         predictions.get(structure, []), predictors.get(candidate["round"], set())
                     ),
-                    **{stage: newest(tried) for stage, tried in attempts.items()},
+                    mlip=newest(attempts["mlip"]),
+                    dft=newest(attempts["dft"]),
                     attempts=attempts,
                     duplicate_of=search.results.get(identity),
                     duplicate_key=search.keys.get(identity),

@@ -20,8 +20,8 @@ def check_content(collection: str, record: Mapping[str, Any]) -> None:
     if collection == "structures":
         _check_structure(record)
     elif collection == "calculations":
-        key = _take(record, "structure_id", "kind", "protocol_id")
-        expect(record, "calculation_id", records.calculation_id(*key, record.get("attempt")))
+        structure, kind, protocol = _take(record, "structure_id", "kind", "protocol_id")
+        expect(record, "calculation_id", records.calculation_id(structure, kind, protocol, record.get("attempt")))
     elif collection == "candidates":
         expect(record, "candidate_id", records.candidate_id(*_take(record, "campaign", "round", "seed", "index")))
     elif collection == "training_sets":
