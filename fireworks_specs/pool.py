@@ -54,11 +54,12 @@ def map_structures(
     """Yield (index, record) of ``measure(structures, calculator=calculator, **options)`` as they finish.
 
     Each worker process gets chunks of ``CHUNK`` crystals if the calculator evaluates batches, else one by one: a
-    process that is killed loses its running chunk at most. Dead workers as in :func:`map_unordered`.
+    process that is killed loses its running chunk at most. Dead workers as in :func:`map_unordered`. Where batches are
+    evaluated on a GPU, this process does it all: they are larger there, and each process would need its own memory.
     """
-    from inv_design.calculators.registry import supports_batches
+    from inv_design.calculators.registry import runs_on_gpu, supports_batches
 
-    if (workers := worker_count()) == 1 or len(structures) <= 1:
+    if (workers := worker_count()) == 1 or len(structures) <= 1 or runs_on_gpu(calculator):
         yield from measure(structures, calculator=calculator, **options)
         return
     size = min(CHUNK, -(-len(structures) // workers)) if supports_batches(calculator) else 1

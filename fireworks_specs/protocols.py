@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from inv_design import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from inv_design.config import CampaignConfig
 
 
@@ -18,19 +20,26 @@ def predictor_protocol(model_id: str) -> str:
     return protocol_id({"code": "inv_design", "stage": "predictor", "model_id": model_id})
 
 
-def mlip_protocol(config: CampaignConfig) -> dict[str, Any]:
-    """Return what determines a stage-II result."""
+def mlip_protocol(config: CampaignConfig, calculator: str | None = None) -> dict[str, Any]:
+    """Return what determines a stage-II result, by the configured calculator or another one."""
+    stage = config.stages.mlip
+    settings = {"fmax": stage.fmax, "max_steps": stage.max_steps, "keep_structure": dict(stage.keep_structure)}
+    return calculation_protocol("elastic", calculator or stage.calculator, settings)
+
+
+def calculation_protocol(kind: str, calculator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what determines a relaxation, elastic tensor or equation of state by a potential.
+
+    An elastic tensor outside of a campaign is stage II's under the same settings.
+    """
     from inv_design.mechanics.stages import METHOD
 
-    stage = config.stages.mlip
     return {
         "code": "inv_design",
         "version": __version__,
-        "stage": "mlip",
-        "calculator": dict(_calculator(stage.calculator)),
-        "fmax": stage.fmax,
-        "max_steps": stage.max_steps,
-        "keep_structure": dict(stage.keep_structure),
+        "stage": {"elastic": "mlip"}.get(kind, kind),
+        "calculator": dict(_calculator(calculator)),
+        **settings,
         "mechanics": METHOD,
     }
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from inv_design.calculators.mace_model import MaceEvaluator
 
 
+BATCHES = {"cpu": 16, "cuda": 256}
+"""Device -> crystals in lockstep: a core's caches are full with few, a GPU is idle without many."""
+
+
 class MaceNetworkCalculator(Calculator):
     """Energy (eV), forces (eV/Å) and stress (eV/Å^3, tension positive) of fully periodic crystals."""
 
@@ -29,6 +33,11 @@ class MaceNetworkCalculator(Calculator):
     def __init__(self, evaluator: MaceEvaluator, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.evaluator = evaluator
+
+    @property
+    def batch(self) -> int:
+        """Crystals that are worth computing together on the network's device."""
+        return BATCHES[self.evaluator.device.type]
 
     def calculate(
         self,

@@ -22,6 +22,8 @@ KIND = "mace-scale-shift"
 INTERACTION = "RealAgnosticResidualInteractionBlock"
 CONTACT = 2.8  # Å, contact distance of a typical metal; scaled distances are contact distances times this
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+MAX_PAIRS = {"cpu": 3000, "cuda": 200_000}
+"""Device -> neighbour pairs in a pass: enough for its overhead to vanish, few enough for a core's caches."""
 
 
 @contextlib.contextmanager
@@ -274,13 +276,13 @@ class MaceEvaluator:
             raise ValueError(f"the calculator does not know the element {symbol}; it knows {known}") from None
 
     def evaluate(
-        self, configurations: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]], max_pairs: int = 3000
+        self, configurations: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]], max_pairs: int | None = None
     ) -> list[tuple[float, np.ndarray, np.ndarray]]:
         """Return (energy eV, forces (n, 3) eV/Å, stress (3, 3) eV/Å^3) of (numbers, positions Å, cell Å) triples.
 
-        Passes hold about ``max_pairs`` neighbour pairs at most: enough for the overhead of a pass to vanish, few enough
-        for a core's caches (larger passes are slower on a CPU; give more to a GPU).
+        Passes hold about ``max_pairs`` neighbour pairs at most, by default :data:`MAX_PAIRS` of the network's device.
         """
+        max_pairs = max_pairs or MAX_PAIRS[self.device.type]
         graphs = [
             build_graph(self.species(numbers), np.asarray(positions, float), np.asarray(cell, float), self.r_max)
             for numbers, positions, cell in configurations

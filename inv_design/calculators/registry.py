@@ -41,6 +41,11 @@ FOUNDATION = {
     "mace-mp-0": "medium",
     "mace-mp-0-small": "small",
     "mace-mp-0-large": "large",
+    "mace-mp-0b-small": "small-0b",
+    "mace-mp-0b": "medium-0b",
+    "mace-mp-0b2-small": "small-0b2",
+    "mace-mp-0b2": "medium-0b2",
+    "mace-mp-0b2-large": "large-0b2",
     "mace-mp-0b3": "medium-0b3",
     "mace-mpa-0": "medium-mpa-0",
     "mace-omat-0": "medium-omat-0",
@@ -49,6 +54,9 @@ FOUNDATION = {
     "mace-matpes-r2scan-0": "mace-matpes-r2scan-0",
 }
 NAMES = (*PACKAGED, *FOUNDATION, "chgnet", "emt", "gpaw")
+
+DEVICE_VARIABLE = "INV_DESIGN_DEVICE"
+"""``auto``, ``cpu`` or ``cuda``: where networks run, unless a calculator's ``device`` says it."""
 
 TRUST_VARIABLE = "INV_DESIGN_TRUST_SHA256"
 """SHA-256 of releases that may be unpickled, separated by commas: unpickling runs what code is in them."""
@@ -66,8 +74,9 @@ def get_calculator(name: str, **options: Any) -> Calculator:
     name
         One of ``NAMES``, a path to ``.safetensors`` weights, or an import path ``package.module:callable``.
     options
-        For MACE networks ``dtype`` ("float64", the default, or "float32") and ``device``; for the others the keyword
-        arguments of the calculator itself. ``device`` changes numbers only by rounding, and is no part of the protocol.
+        For MACE networks ``dtype`` ("float64", the default, or "float32") and ``device`` (:func:`torch_device`); for
+        the others the keyword arguments of the calculator itself. ``device`` changes numbers only by rounding, and is
+        no part of the protocol.
 
     Raises
     ------
@@ -83,6 +92,38 @@ def get_calculator(name: str, **options: Any) -> Calculator:
     if key not in _loaded:
         _loaded[key] = _make(name, options)
     return _loaded[key]
+
+
+def torch_device(wanted: str = "auto") -> str:
+    """Return the torch device that a choice means on this machine: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``auto`` is ``$INV_DESIGN_DEVICE`` where that is set, else CUDA where torch finds a device, else the CPU. It is a
+    matter of the worker, not of the campaign: the nodes of one differ.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device; it names the variable if the choice came from there.
+    """
+    given = os.environ.get(DEVICE_VARIABLE, "") if wanted == "auto" else ""
+    name, text = (given, f"{DEVICE_VARIABLE} is {given!r}") if given else (wanted, f"device {wanted!r}")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"{text}; use auto, cpu or cuda")
+    if name == "cpu":
+        return name
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    if int(name.partition(":")[2] or 0) >= count:
+        raise ValueError(f"{text}, but torch finds {count} CUDA devices on this machine; use auto or cpu")
+    return name
+
+
+def runs_on_gpu(name: str) -> bool:
+    """Return whether this process would evaluate a calculator's batches on a GPU: one process then serves them all."""
+    return supports_batches(name) and torch_device() != "cpu"
 
 
 def supports_batches(name: str) -> bool:
@@ -184,7 +225,8 @@ def _make(name: str, options: dict[str, Any]) -> Calculator:
             from gpaw import GPAW
         except ImportError as error:
             raise ImportError(f"calculator 'gpaw' needs GPAW ({error}); pip install 'inv-design[gpaw]'") from error
-        return GPAW(**options)
+        made: Any = GPAW(**options)  # its classes are its own
+        return made
     _, make = _import_target(name)
     calculator = make(**options)
     if not hasattr(calculator, "get_property"):
@@ -218,7 +260,7 @@ def _weights_path(name: str) -> Path | None:
     return path
 
 
-def _mace_from_safetensors(path: Path, *, dtype: str = "float64", device: str = "cpu") -> Calculator:
+def _mace_from_safetensors(path: Path, *, dtype: str = "float64", device: str = "auto") -> Calculator:
     from inv_design.calculators.mace_calculator import MaceNetworkCalculator
     from inv_design.calculators.mace_model import MaceEvaluator, load_network
     from inv_design.weights import unpack
@@ -228,10 +270,10 @@ def _mace_from_safetensors(path: Path, *, dtype: str = "float64", device: str = 
         tensors, config = unpack(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is {error}") from error
-    return MaceNetworkCalculator(MaceEvaluator(load_network(tensors, config, dtype).to(device)))
+    return MaceNetworkCalculator(MaceEvaluator(load_network(tensors, config, dtype).to(torch_device(device))))
 
 
-def _mace_foundation(name: str, *, dtype: str = "float64", device: str = "cpu") -> Calculator:
+def _mace_foundation(name: str, *, dtype: str = "float64", device: str = "auto") -> Calculator:
     import torch
 
     from inv_design.calculators.mace_calculator import MaceNetworkCalculator
@@ -240,7 +282,7 @@ def _mace_foundation(name: str, *, dtype: str = "float64", device: str = "cpu") 
     _check_dtype(dtype)
     release = io.BytesIO(_trusted_release(name))
     with unsafe_load_confined():  # mace-torch's releases are pickles; the user trusts the bytes of this one
-        network = torch.load(release, map_location=device, weights_only=False)
+        network = torch.load(release, map_location=torch_device(device), weights_only=False)
     return MaceNetworkCalculator(MaceEvaluator(network.to(getattr(torch, dtype)).eval()))
 
 
@@ -267,11 +309,22 @@ def _foundation_path(name: str) -> Path:
         with quiet():
             return Path(models.download_mace_mp_checkpoint(FOUNDATION[name]))
     except Exception as error:  # urllib, ssl, RuntimeError: whatever the download raises
-        url = models.mace_mp_urls[FOUNDATION[name]]
-        raise FileNotFoundError(
-            f"calculator {name!r}: its weights could not be downloaded ({error}); fetch {url} elsewhere, "
-            "convert it with python -m inv_design.calculators.convert and give the path, or use 'mace-alloy-small'"
-        ) from error
+        raise FileNotFoundError(_fetch_elsewhere(name, models.mace_mp_urls[FOUNDATION[name]], error)) from error
+
+
+def _fetch_elsewhere(name: str, url: str, error: Exception) -> str:
+    """Return what to do where weights cannot be downloaded, such as on a compute node."""
+    from inv_design.calculators.mace_model import import_mace
+
+    # named as download_mace_mp_checkpoint names it
+    file = "".join(c for c in url.rsplit("/", 1)[-1] if c.isalnum() or c == "_")
+    place = import_mace("mace.tools.utils").get_cache_dir() / file
+    return (
+        f"calculator {name!r}: its weights could not be downloaded ({error}); fetch {url} where there is a network, "
+        f"and put it here as {place}, or convert it once (python -m inv_design.calculators.convert FILE.model "
+        f"{name}.safetensors) and give the path of the .safetensors file as the calculator; 'mace-alloy-small' needs "
+        "no download"
+    )
 
 
 def _chgnet(**options: Any) -> Calculator:
@@ -281,7 +334,8 @@ def _chgnet(**options: Any) -> Calculator:
     except ImportError as error:
         raise ImportError(f"calculator 'chgnet' cannot be imported ({error}); pip install chgnet") from error
     model_name = options.pop("model_name", "0.3.0")
-    device = options.pop("device", "cpu")
+    # it evaluates crystals one by one, which for a few atoms is faster on a CPU
+    device = torch_device(options.pop("device", os.environ.get(DEVICE_VARIABLE) or "cpu"))
     # CHGNet warns of a conversion of its own in every process
     warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad", module=r"chgnet\.")
     with quiet():

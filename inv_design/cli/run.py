@@ -56,6 +56,7 @@ def run(settings: Settings, rounds: int | None) -> None:
         os.environ.setdefault(variable, "1")
     warnings.filterwarnings("ignore")
     from fireworks_specs import execution, pool
+    from fireworks_specs.calculations import run_calculations
     from fireworks_specs.progress import set_reporter
     from inv_design.cli.database import open_database
 
@@ -66,11 +67,12 @@ def run(settings: Settings, rounds: int | None) -> None:
     try:
         with open_database(settings) as connection:
             summary = execution.run(connection, config, rounds=rounds)
+            further, broken = run_calculations(connection)  # what `launch relax|elastic|eos` left here
             display.close()
             result = summary_of(config.name) | {
                 "seconds": round(time.monotonic() - started, 1),
-                "fireworks_run": summary.fireworks_run,
-                "fireworks_failed": summary.fireworks_failed,
+                "fireworks_run": summary.fireworks_run + further,
+                "fireworks_failed": summary.fireworks_failed + broken,
             }
     finally:
         display.close()

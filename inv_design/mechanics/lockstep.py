@@ -24,14 +24,24 @@ It handles its own failures: an exception that leaves it stops the others too.
 """
 
 
-def run_together(works: Iterable[Work[R]], calculator: Calculator, *, batch: int = 16) -> Iterator[tuple[int, R]]:
+BATCH = 16
+"""Computations under way together where the calculator does not say otherwise."""
+
+
+def run_together(
+    works: Iterable[Work[R]], calculator: Calculator, *, batch: int | None = None
+) -> Iterator[tuple[int, R]]:
     """Yield (index, result) of each computation as it finishes; ``batch`` of them are under way at any time.
+
+    By default so many as suit the calculator's device: its ``batch``, or :data:`BATCH`.
 
     What the running computations ask for is evaluated together. A calculator that answers one by one gains nothing
     from that, so that only one computation is under way there, and its result comes as early as it can.
     """
     if getattr(calculator, "evaluate_batch", None) is None:
         batch = 1
+    elif batch is None:
+        batch = getattr(calculator, "batch", BATCH)
     pending = enumerate(works)
     running: dict[int, tuple[Work[R], Sequence[Atoms]]] = {}
     while True:
@@ -54,7 +64,7 @@ def run_together(works: Iterable[Work[R]], calculator: Calculator, *, batch: int
                 yield index, stop.value
 
 
-def run_in_order(works: Iterable[Work[R]], calculator: Calculator, *, batch: int = 16) -> Iterator[R]:
+def run_in_order(works: Iterable[Work[R]], calculator: Calculator, *, batch: int | None = None) -> Iterator[R]:
     """Yield the result of each computation in the order given; see :func:`run_together`."""
     finished: dict[int, R] = {}
     following = 0

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from inv_design.mechanics.lockstep import Work
+    from inv_design.mechanics.relax import RelaxResult
 
     Record = dict[str, Any]
 
@@ -48,6 +49,21 @@ def measure_elasticities(
     """
     yield from _measured(
         lambda s: _elasticity(s, fmax=fmax, max_steps=max_steps, keep_structure=keep_structure), structures, calculator
+    )
+
+
+def measure_relaxations(
+    structures: Sequence[Structure], *, calculator: str, fmax: float, max_steps: int, keep_structure: dict[str, float]
+) -> Iterator[tuple[int, Record]]:
+    """Relax positions and cells of crystals.
+
+    Yields
+    ------
+    tuple
+        As :func:`measure_elasticities`, without moduli; ``results`` has ``pressure`` in GPa.
+    """
+    yield from _measured(
+        lambda s: _relaxation(s, fmax=fmax, max_steps=max_steps, keep_structure=keep_structure), structures, calculator
     )
 
 
@@ -94,15 +110,7 @@ def _elasticity(structure: Structure, *, fmax: float, max_steps: int, keep_struc
         relaxed = yield from relaxation(structure, fmax=fmax, max_steps=max_steps)
         if relaxed.structure is None:
             return failed(f"relaxation: {relaxed.error}")
-        results = {
-            "relaxed": relaxed.converged,
-            "relaxation_steps": relaxed.n_steps,
-            "max_force": relaxed.max_force,
-            "energy_per_atom": relaxed.energy_per_atom,
-            "volume_change": relaxed.volume_change,
-            "volume_per_atom": relaxed.structure.volume / len(relaxed.structure),
-            **structure_kept(structure, relaxed.structure, keep_structure),
-        }
+        results = relaxation_results(structure, relaxed, keep_structure)
         tensor = yield from elasticity(relaxed.structure)
         if tensor.error is not None:
             return failed(f"elastic tensor: {tensor.error}", results, relaxed.structure)
@@ -118,6 +126,41 @@ def _elasticity(structure: Structure, *, fmax: float, max_steps: int, keep_struc
         }
     except Exception as error:  # one bad structure never stops a campaign
         return failed(f"{type(error).__name__}: {error}")
+
+
+def _relaxation(structure: Structure, *, fmax: float, max_steps: int, keep_structure: dict[str, float]) -> Work[Record]:
+    from inv_design.mechanics.relax import relaxation
+
+    try:
+        relaxed = yield from relaxation(structure, fmax=fmax, max_steps=max_steps)
+        if relaxed.structure is None:
+            return failed(f"relaxation: {relaxed.error}")
+        return {
+            "state": "completed",
+            "results": {
+                **relaxation_results(structure, relaxed, keep_structure),
+                "pressure": relaxed.pressure,
+            },
+            "flags": [] if relaxed.converged else [UNCONVERGED],
+            "error": None,
+            "structure": relaxed.structure.as_dict(),
+        }
+    except Exception as error:  # one bad structure never stops the others
+        return failed(f"{type(error).__name__}: {error}")
+
+
+def relaxation_results(structure: Structure, relaxed: RelaxResult, keep_structure: dict[str, float]) -> Record:
+    """Return what a record says of a relaxation that ended in a crystal (energies in eV/atom, volumes in Å^3/atom)."""
+    assert relaxed.structure is not None
+    return {
+        "relaxed": relaxed.converged,
+        "relaxation_steps": relaxed.n_steps,
+        "max_force": relaxed.max_force,
+        "energy_per_atom": relaxed.energy_per_atom,
+        "volume_change": relaxed.volume_change,
+        "volume_per_atom": relaxed.structure.volume / len(relaxed.structure),
+        **structure_kept(structure, relaxed.structure, keep_structure),
+    }
 
 
 def _equation_of_state(structure: Structure, *, strain: float, fmax: float, max_steps: int) -> Work[Record]:

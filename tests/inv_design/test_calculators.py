@@ -122,17 +122,125 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_a_foundation_model_that_cannot_be_downloaded_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mace.calculators import foundations_models
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Take the network away from downloads, and give an empty folder as cache."""
+    import urllib.request
 
-    def offline(*_: Any) -> str:
-        raise RuntimeError("<urlopen error no route to host>")
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError("no route to host")
 
-    monkeypatch.setattr(foundations_models, "download_mace_mp_checkpoint", offline)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mace-mp-0", "mace-mp-0b3", "mace-mpa-0", "mace-omat-0", "mace-matpes-pbe-0"])
+def test_a_foundation_model_that_cannot_be_downloaded_says_what_to_do(offline: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        get_calculator("mace-mp-0")
-    for word in ("mace-mp-0", "no route to host", "https://github.com/ACEsuit", "convert", "mace-alloy-small"):
-        assert word in str(caught.value)
+        get_calculator(name)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in (f"'{name}'", "no route to host", "https://github.com/ACEsuit", "mace-alloy-small needs"):
+        assert word.replace("mace-alloy-small", "'mace-alloy-small'") in text
+    assert f"inv_design.calculators.convert FILE.model {name}.safetensors" in text
+
+    # the first cure: the file at the named place is found, and, as a pickle nobody has trusted, not executed
+    place = Path(text.partition("put it here as ")[2].partition(", or convert")[0])
+    assert place.is_relative_to(offline)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"a pickle")
+    with pytest.raises(ValueError, match=r"INV_DESIGN_TRUST_SHA256=[0-9a-f]{64}"):
+        get_calculator(name)
+
+
+def test_check_shows_what_to_do_without_weights(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inv_design.cli.check import _calculator, _try
+
+    finding = _try("calculator", lambda: _calculator("mace-mpa-0"), "choose another")
+    assert finding.state == "failed"
+    with pytest.raises(FileNotFoundError) as caught:
+        get_calculator("mace-mpa-0")
+    assert finding.text == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "devices", "expected"),
+    [
+        ("auto", "", 0, "cpu"),
+        ("auto", "", 1, "cuda"),
+        ("auto", "cpu", 1, "cpu"),
+        ("auto", "cuda", 1, "cuda"),
+        ("cpu", "cuda", 0, "cpu"),
+        ("cuda:1", "", 2, "cuda:1"),
+        ("cuda", "", 0, "device 'cuda', but torch finds 0"),
+        ("cuda:2", "", 2, "device 'cuda:2', but torch finds 2"),
+        ("auto", "cuda", 0, "INV_DESIGN_DEVICE is 'cuda', but"),
+        ("auto", "gpu", 1, "INV_DESIGN_DEVICE is 'gpu'; use auto, cpu or cuda"),
+        ("tpu", "", 1, "device 'tpu'; use"),
+    ],
+)
+def test_the_device_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, variable: str, devices: int, expected: str
+) -> None:
+    import torch
+
+    from inv_design.calculators.registry import runs_on_gpu, torch_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setenv("INV_DESIGN_DEVICE", variable)
+    if " " in expected:
+        with pytest.raises(ValueError, match=expected):
+            torch_device(wanted)
+        return
+    assert torch_device(wanted) == expected
+    assert runs_on_gpu("emt") is False
+    if wanted == "auto":
+        assert runs_on_gpu("mace-alloy-small") is (expected != "cpu")
+
+
+def test_on_a_gpu_one_process_serves_all_crystals(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fireworks_specs import pool
+    from inv_design.calculators import registry
+
+    monkeypatch.setattr(pool, "worker_count", lambda: 4)
+    monkeypatch.setattr(registry, "runs_on_gpu", lambda _: True)
+    seen = []
+
+    def measure(structures: list[Any], *, calculator: str) -> Any:
+        seen.append(len(structures))
+        yield from enumerate({"calculator": calculator} for _ in structures)
+
+    found = list(pool.map_structures(measure, [object()] * 9, calculator="mace-alloy-small"))
+    assert seen == [9]
+    assert len(found) == 9
+
+
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="no CUDA device here")
+def test_relaxation_and_tensors_on_cuda_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymatgen.core import Lattice, Structure
+
+    from inv_design.calculators import registry
+    from inv_design.mechanics.stages import measure_elasticities
+
+    pairs = [("Al", "Ni"), ("Re", "W"), ("Cu", "Zn"), ("Ti", "Ir"), ("Mg", "Ag")]
+    crystals = [Structure(Lattice.cubic(3.1), pair, [[0, 0, 0], [0.5, 0.5, 0.5]]) for pair in pairs]
+    options: dict[str, Any] = {
+        "fmax": 0.01,
+        "max_steps": 300,
+        "keep_structure": {"ltol": 0.2, "stol": 0.3, "angle_tol": 5},
+    }
+    moduli = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("INV_DESIGN_DEVICE", device)
+        monkeypatch.setattr(registry, "_loaded", {})
+        calculator: Any = registry.get_calculator("mace-alloy-small")
+        assert calculator.evaluator.device.type == device
+        records = dict(measure_elasticities(crystals, calculator="mace-alloy-small", **options))
+        assert [records[i]["state"] for i in range(len(crystals))] == ["completed"] * len(crystals)
+        moduli[device] = [records[i]["results"]["bulk_modulus_vrh"] for i in range(len(crystals))]
+    assert moduli["cuda"] == pytest.approx(moduli["cpu"], rel=1e-3)
 
 
 def test_the_protocol_is_what_determines_the_numbers(tmp_path: Path, tiny_blob: bytes) -> None:
