@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from inv_design.config import CampaignConfig
+    from inv_design.config import CampaignConfig, DftConfig
 
 
 class Backend(Protocol):
-    """What ``surrogate`` and ``vasp`` implement, and ``gpaw`` will."""
+    """What ``surrogate``, ``gpaw`` and ``vasp`` implement."""
 
     method: str
     """Stored with every result: ``surrogate``, ``gpaw`` or ``vasp``."""
@@ -34,14 +34,15 @@ class Backend(Protocol):
         ...
 
 
-def get_backend(name: str) -> Backend:
-    """Return the backend of a name.
+def get_backend(stage: DftConfig | str) -> Backend:
+    """Return the backend of a stage III; a name stands for its default settings, on which its ``kind`` may depend.
 
     Raises
     ------
     ValueError
         If this version does not have it.
     """
+    name = stage if isinstance(stage, str) else stage.backend
     if name == "surrogate":
         from fireworks_specs.backends.surrogate import Surrogate
 
@@ -50,4 +51,8 @@ def get_backend(name: str) -> Backend:
         from fireworks_specs.backends.vasp import Vasp
 
         return Vasp()
-    raise ValueError(f"stages.dft.backend {name!r} is not in this version; use 'vasp' or 'surrogate'")
+    if name == "gpaw":
+        from fireworks_specs.backends.gpaw import Gpaw
+
+        return Gpaw(None if isinstance(stage, str) else stage)
+    raise ValueError(f"stages.dft.backend {name!r} is not in this version; use 'gpaw', 'vasp' or 'surrogate'")

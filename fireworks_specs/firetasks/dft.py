@@ -15,7 +15,7 @@ from stores.queries import structures_by_id
 
 @explicit_serialize
 class DftTask(CampaignTask):
-    """Insert one calculation by the backend (``surrogate``, later ``gpaw`` and ``vasp``), a failure included.
+    """Insert one calculation by the backend (``surrogate``, ``gpaw`` or ``vasp``), a failure included.
 
     The backend starts from the crystal that stage II relaxed; the result belongs to the candidate's structure.
     """
@@ -26,18 +26,19 @@ class DftTask(CampaignTask):
     def work(self) -> None:
         """Compute what has no result under the protocol yet and no other worker is at work on."""
         from fireworks_specs.backends import get_backend
-        from fireworks_specs.protocols import dft_protocol
+        from fireworks_specs.protocols import dft_protocol, mlip_protocol, round_calculator
         from inv_design.mechanics.stages import failed
 
         stage = self.config.stages.dft
-        backend = get_backend(stage.backend)
+        backend = get_backend(stage)
         protocol = dft_protocol(self.config)
+        by = mlip_protocol(self.config, round_calculator(self["campaign"], self.config, self["round"]))
         where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
         text = f"round {self['round']}: stage III, {backend.label}"
         done = self.get("before", 0)
         with Claims(campaign=self["campaign"], stage="dft") as claims:
             for todo in to_compute(claims, self["structure_ids"], backend.kind, protocol, retries=stage.retries):
-                starts = {i: relaxed_structure(i) for i in todo}
+                starts = {i: relaxed_structure(i, by) for i in todo}
                 for missing in (i for i in todo if starts[i][1] is None):
                     record = failed(f"structure {missing} is not in the database")
                     insert_result(record, missing, **where, provenance=self.provenance([]), claims=claims)
@@ -49,15 +50,16 @@ class DftTask(CampaignTask):
                     report(text, done, self.get("total", len(self["structure_ids"])))
 
 
-def relaxed_structure(structure_id: str) -> tuple[str, Any]:
-    """Return (id of the stage-II calculation or the structure, crystal to start from)."""
-    from stores.documents.calculation import Calculation
+def relaxed_structure(structure_id: str, protocol: dict[str, Any]) -> tuple[str, Any]:
+    """Return (id of the stage-II calculation or the structure, crystal to start from).
 
-    calculation = (
-        Calculation.objects(structure_id=structure_id, kind="elastic", method="mlip", state="completed")
-        .order_by("-id")
-        .first()
-    )
+    The calculation is the one by ``protocol``, or the newest one where another version of the program made it.
+    """
+    from stores.documents.calculation import Calculation
+    from stores.protocol import protocol_id
+
+    found = Calculation.objects(structure_id=structure_id, kind="elastic", method="mlip", state="completed")
+    calculation = found.filter(protocol_id=protocol_id(protocol)).first() or found.order_by("-id").first()
     if calculation is not None and calculation.output_structure_id:
         found = structures_by_id([calculation.output_structure_id])
         return calculation.calculation_id, found.get(calculation.output_structure_id)

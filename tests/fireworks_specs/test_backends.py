@@ -30,9 +30,9 @@ def test_a_worker_without_vasp_blames_no_candidate(monkeypatch: pytest.MonkeyPat
         list(get_backend("vasp").compute([ALUMINIUM], CONFIG))
 
 
-def test_gpaw_is_refused_with_what_there_is() -> None:
+def test_an_unknown_backend_is_refused_with_what_there_is() -> None:
     with pytest.raises(ValueError, match="surrogate"):
-        get_backend("gpaw")
+        get_backend("espresso")
 
 
 def test_protocols_tell_backends_and_settings_apart() -> None:

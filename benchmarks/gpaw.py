@@ -1,0 +1,173 @@
+"""The gpaw backend on known crystals and on a candidate of the loop, beside literature; and why its defaults are these.
+
+    python benchmarks/gpaw.py Al NiAl Ir Ir3W      # 10 to 60 minutes each on one core
+    python benchmarks/gpaw.py convergence          # stiffnesses of NiAl and Ir against cutoff and k points
+
+Each result goes into results/gpaw.json as soon as it is there, each line of a log into results/gpaw_NAME.log: what is
+interrupted goes on where it was, from the results that GPAW's calculator keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Lattice, Structure
+
+from fireworks_specs.backends.gpaw import Gpaw, measure
+from inv_design.calculators.gpaw_calculator import GpawCalculator
+from inv_design.calculators.gpaw_settings import gpaw_versions
+from inv_design.config import CampaignConfig, DftConfig, GpawConfig
+from inv_design.mechanics.evaluate import GPA_PER_EV_A3, to_atoms
+
+RESULTS = Path(__file__).parent / "results"
+OUTPUT = RESULTS / "gpaw.json"
+
+
+def cubic(group: str, a: float, species: list[str], sites: list[list[float]]) -> Structure:
+    return Structure.from_spacegroup(group, Lattice.cubic(a), species, sites).get_primitive_structure()
+
+
+CRYSTALS: dict[str, tuple[str, Structure, dict[str, float], str]] = {
+    "Al": ("eos", cubic("Fm-3m", 4.05, ["Al"], [[0, 0, 0]]), {"K": 77.0}, "PBE, textbook value"),
+    "NiAl": (
+        "elastic",
+        cubic("Pm-3m", 2.88, ["Ni", "Al"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        {"K": 159.0, "C11": 199.0, "C12": 137.0, "C44": 116.0},
+        "K: PBE, textbook value; C_ij: measured at room temperature (K 158)",
+    ),
+    "Ir": (
+        "elastic",
+        cubic("Fm-3m", 3.84, ["Ir"], [[0, 0, 0]]),
+        {"K": 347.0, "C11": 590.0, "C12": 249.0, "C44": 262.0},
+        "K: PBE, textbook value; C_ij: measured, extrapolated to 0 K (K 363)",
+    ),
+}
+"""Name -> (kind, crystal to start from, values in GPa, where they come from)."""
+
+CUTOFFS, DENSITIES = (400.0, 550.0, 700.0), (5.0, 6.0, 7.0, 8.0, 9.0)
+FIXED = {"NiAl": 2.8992, "Ir": 3.8667}
+"""Å; lattice constants of the convergence tests."""
+STRAIN = 0.0075
+
+
+def run(name: str, config: GpawConfig) -> dict[str, Any]:
+    """Return the result of one crystal through the backend."""
+    kind, structure, reference, source = CRYSTALS[name]
+    stage = DftConfig(backend="gpaw", gpaw=config.model_copy(update={"kind": kind}))
+    campaign = CampaignConfig(name="b", targets={"bulk_modulus_vrh": "350 GPa"}, stages={"dft": stage.model_dump()})
+    logging.info("%s", json.dumps(Gpaw(stage).protocol(campaign)))
+    start, cpu = time.time(), os.times()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        record = measure(structure, stage)
+        os.chdir(RESULTS)
+    used = os.times()
+    results = {k: v for k, v in record["results"].items() if k != "frames"}
+    found = {"K": results.get("bulk_modulus_vrh")}
+    if "elastic_tensor" in results:
+        tensor = np.array(results["elastic_tensor"])
+        found |= {"C11": tensor[0, 0], "C12": tensor[0, 1], "C44": tensor[3, 3]}
+    return {
+        "kind": kind,
+        "formula": structure.composition.reduced_formula,
+        "state": record["state"],
+        "error": record["error"],
+        "flags": record["flags"],
+        "found": found,
+        "literature": reference,
+        "literature_source": source,
+        "deviation_percent": {k: 100 * (found[k] / v - 1) for k, v in reference.items() if found.get(k)},
+        "frames": len(record["results"].get("frames", [])),
+        "wall_s": time.time() - start,
+        "cpu_s": sum(used[:4]) - sum(cpu[:4]),
+        **results,
+    }
+
+
+def stiffness(name: str, config: GpawConfig) -> dict[str, Any]:
+    """Return C11, C12, C44 and K (GPa) of a cubic crystal at a fixed cell, from stresses at ±0.75 % strain."""
+    _, start, _, _ = CRYSTALS[name]
+    atoms = to_atoms(start)
+    scale = FIXED[name] / Structure(start.lattice, start.species, start.frac_coords).to_conventional().lattice.a
+    atoms.set_cell(atoms.cell.array * scale, scale_atoms=True)
+
+    def stress(voigt: list[float]) -> np.ndarray:
+        xx, yy, zz, yz, xz, xy = voigt
+        strain = np.array([[xx, xy / 2, xz / 2], [xy / 2, yy, yz / 2], [xz / 2, yz / 2, zz]])
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+        with GpawCalculator(config, size=size) as calculator:
+            strained.calc = calculator
+            found = np.array(strained.get_stress()) * GPA_PER_EV_A3
+            seconds.append(calculator.evaluations[-1]["seconds"])
+        return found
+
+    with GpawCalculator(config) as calculator:
+        calculator.settings(atoms)
+        size, seconds = calculator.size, []
+    normal = (stress([STRAIN, 0, 0, 0, 0, 0]) - stress([-STRAIN, 0, 0, 0, 0, 0])) / (2 * STRAIN)
+    shear = stress([0, 0, 0, STRAIN, 0, 0]) / STRAIN
+    c11, c12 = normal[0], (normal[1] + normal[2]) / 2
+    return {
+        "cutoff": config.cutoff, "k_density": config.k_density, "k_points": size, "smearing": config.smearing,
+        "C11": c11, "C12": c12, "C44": shear[3], "K": (c11 + 2 * c12) / 3, "seconds": sum(seconds),
+    }  # fmt: skip
+
+
+def convergence(name: str) -> None:
+    """Add the convergence of a crystal to the results, setting by setting."""
+    default = GpawConfig(spin="off")
+    settings = [default.model_copy(update={"k_density": d}) for d in DENSITIES]
+    settings += [default.model_copy(update={"cutoff": c}) for c in CUTOFFS if c != default.cutoff]
+    rows = []
+    for config in settings:
+        rows.append(stiffness(name, config))
+        print(json.dumps(rows[-1]), flush=True)
+        store(f"convergence_{name}", {"lattice_constant": FIXED[name], "strain": STRAIN, "rows": rows})
+
+
+def store(name: str, result: dict[str, Any]) -> None:
+    """Put one result into the file of all, which another process may have changed meanwhile."""
+    content = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    content |= {
+        "command": "python benchmarks/gpaw.py Al NiAl Ir Ir3W convergence",
+        "versions": gpaw_versions(),
+        "python": platform.python_version(),
+    }
+    content.setdefault("results", {})[name] = result
+    partial = OUTPUT.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(OUTPUT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", help=f"{', '.join(CRYSTALS)} or convergence")
+    parser.add_argument("--ranks", type=int, default=1)
+    arguments = parser.parse_args()
+    logging.getLogger("jobflow").setLevel(logging.WARNING)
+    for name in arguments.names:
+        handler = logging.FileHandler(RESULTS / f"gpaw_{name}.log", mode="a")
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler], force=True)
+        logging.info("started with %s", shlex.join(sys.argv[1:]))
+        if name == "convergence":
+            for crystal in FIXED:
+                convergence(crystal)
+            continue
+        store(name, run(name, GpawConfig(ranks=arguments.ranks)))
+        print(json.dumps(json.loads(OUTPUT.read_text())["results"][name], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The gpaw backend: PBE elastic tensors or equations of state by GPAW, through atomate2 flows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fireworks_specs.backends.atomate import record_of
+from inv_design.mechanics.stages import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pymatgen.core import Structure
+
+    from inv_design.config import CampaignConfig, DftConfig, GpawConfig
+
+EOS_POINTS = 7
+
+REASONS = {
+    "ChildProcessError": "killed",
+    "MemoryError": "out_of_memory",
+    "TimeoutError": "out_of_time",
+    "ArithmeticError": "electronic_nonconvergence",
+    "the relaxation did not converge": "ionic_nonconvergence",
+}
+"""What an error's type or text says -> the reason that the record gives."""
+
+
+class Gpaw:
+    """GPAW in plane waves with its own PAW data sets; free, and in this process's own environment."""
+
+    method = "gpaw"
+    batch = 1
+
+    def __init__(self, stage: DftConfig | None = None) -> None:
+        from inv_design.config import DftConfig
+
+        self.kind: str = (stage or DftConfig()).gpaw.kind
+        self.label = {"elastic": "DFT (GPAW, PBE)", "eos": "DFT (GPAW, PBE, E(V))"}[self.kind]
+
+    def protocol(self, config: CampaignConfig) -> dict[str, Any]:
+        """Return code versions and settings; on how many ranks it runs is none.
+
+        Raises
+        ------
+        RuntimeError
+            If GPAW is not installed here.
+        """
+        from importlib.metadata import version
+
+        from fireworks_specs.backends.gpaw_makers import FMAX, SYMPREC
+        from inv_design.calculators.gpaw_settings import CONVERGENCE, gpaw_versions
+
+        stage = config.stages.dft
+        settings = stage.gpaw.model_dump(exclude={"ranks", "kind"})
+        deformation = {"strain": stage.strain, "points": EOS_POINTS} if stage.gpaw.kind == "eos" else {}
+        return {
+            "code": "gpaw",
+            **gpaw_versions(),
+            "atomate2": version("atomate2"),
+            "stage": "dft",
+            "backend": self.method,
+            "kind": stage.gpaw.kind,
+            "functional": "PBE",
+            **settings,
+            **deformation,
+            "convergence": dict(CONVERGENCE),
+            "fmax": FMAX,
+            "symprec": SYMPREC,
+        }
+
+    def compute(self, structures: Sequence[Any], config: CampaignConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (index, record) of each crystal; a calculation that fails is a record with its reason.
+
+        Raises
+        ------
+        RuntimeError
+            If this worker lacks GPAW or MPI: the firework fails and no candidate is blamed for it.
+        """
+        require(config.stages.dft.gpaw)
+        for index, structure in enumerate(structures):
+            yield index, measure(structure, config.stages.dft)
+
+
+def require(config: GpawConfig) -> None:
+    """Raise RuntimeError with the cure if this worker cannot run GPAW, or MPI where the settings ask for it."""
+    from inv_design.calculators.gpaw_calculator import mpi_launcher
+    from inv_design.calculators.gpaw_settings import gpaw_versions
+
+    gpaw_versions()
+    try:
+        import gpaw  # noqa: F401
+    except ImportError as error:  # its libraries were removed
+        raise RuntimeError(f"gpaw cannot be imported on this worker ({error}); see docs/how-to/gpaw.md") from error
+    if config.ranks > 1:
+        mpi_launcher()
+
+
+def measure(structure: Structure, stage: DftConfig) -> dict[str, Any]:
+    """Return the record of one crystal (moduli in GPa), computed in folders below the current one."""
+    from fireworks_specs.backends.gpaw_makers import elastic_maker, eos_maker
+
+    try:
+        start = symmetrised(structure)
+        if stage.gpaw.kind == "eos":
+            maker: Any = eos_maker(stage.gpaw, strain=stage.strain, n_points=EOS_POINTS)
+            documents = run(maker.make(start))
+            record = eos_record(documents)
+        else:
+            documents = run(elastic_maker(stage.gpaw).make(start))
+            record = record_of(documents)
+        if record["state"] == "completed":
+            record["results"] |= common_results(documents, start)
+        return record
+    except Exception as error:  # a calculation that fails is a record, never a silence
+        text = f"{type(error).__name__}: {error}"
+        reason = next((reason for sign, reason in REASONS.items() if sign in text), "error")
+        return failed(text) | {"reason": reason}
+
+
+def plain_structure(structure: Structure) -> Structure:
+    """Return the crystal without charges, moments and other properties of its sites."""
+    from pymatgen.core import Structure
+
+    return Structure(structure.lattice, [site.specie.symbol for site in structure], structure.frac_coords)
+
+
+def symmetrised(structure: Structure) -> Structure:
+    """Return the primitive cell with its symmetry exact, as GPAW needs it in order to use it."""
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    from fireworks_specs.backends.gpaw_makers import SYMPREC
+
+    plain = plain_structure(structure)
+    try:
+        return SpacegroupAnalyzer(plain, symprec=SYMPREC).get_primitive_standard_structure()
+    except Exception:  # spglib finds no symmetry in some cells; they are computed as they are
+        return plain
+
+
+def run(flow: Any) -> list[Any]:
+    """Run a flow here, each job in a folder of its own; return the outputs of its jobs in order.
+
+    Raises
+    ------
+    Exception
+        The first that a job raises.
+    """
+    from jobflow import JobStore, OutputReference, run_locally
+    from maggma.stores import MemoryStore
+
+    store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
+    responses = run_locally(
+        flow, create_folders=True, store=store, ensure_success=True, raise_immediately=True, log=False
+    )
+    outputs = [response.output for found in responses.values() for _, response in sorted(found.items())]
+    return [output for output in outputs if output is not None and not isinstance(output, OutputReference)]
+
+
+def eos_record(documents: Sequence[Any]) -> dict[str, Any]:
+    """Return the record of an equation of state from the documents of its volumes (K in GPa)."""
+    import numpy as np
+
+    from inv_design.mechanics.eos import fit_birch_murnaghan
+    from inv_design.mechanics.flags import eos_flags
+
+    relaxed, *points = relaxations(documents)
+    n = len(relaxed.structure)
+    volumes = np.array([p.structure.volume / n for p in points])
+    energies = np.array([p.output.energy / n for p in points])
+    fit = fit_birch_murnaghan(volumes, energies)
+    flags = eos_flags(
+        bulk_modulus=fit.bulk_modulus, derivative=fit.derivative, residual=fit.residual, v0=fit.v0, volumes=volumes
+    )
+    results = {
+        "bulk_modulus_vrh": fit.bulk_modulus,
+        "bulk_modulus_derivative": fit.derivative,
+        "v0": fit.v0,
+        "e0": fit.e0,
+        "fit_residual": fit.residual,
+        "volumes": volumes.tolist(),
+        "energies": energies.tolist(),
+        "relaxed": True,
+        "volume_per_atom": relaxed.structure.volume / n,
+    }
+    return {
+        "state": "completed",
+        "results": results,
+        "flags": flags,
+        "error": None,
+        "structure": plain_structure(relaxed.structure).as_dict(),
+    }
+
+
+def common_results(documents: Sequence[Any], start: Structure) -> dict[str, Any]:
+    """Return what both kinds tell of their relaxation: energy, volume change, moment, and the frames to learn from."""
+    relaxed = relaxations(documents)[0]
+    moments = relaxed.output.ionic_steps[-1].magmoms
+    return {
+        "energy_per_atom": relaxed.output.energy / len(relaxed.structure),
+        "volume_change": relaxed.structure.volume / len(relaxed.structure) / (start.volume / len(start)) - 1,
+        "relaxation_steps": len(relaxed.output.ionic_steps),
+        "magnetic_moment_per_atom": None if moments is None else sum(moments) / len(moments),
+        "frames": frames_of(documents),
+    }
+
+
+def relaxations(documents: Iterable[Any]) -> list[Any]:
+    """Return the documents of ASE jobs among the outputs of a flow, in order."""
+    from atomate2.ase.schemas import AseStructureTaskDoc
+
+    return [document for document in documents if isinstance(document, AseStructureTaskDoc)]
+
+
+def frames_of(documents: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return each computed configuration once: structure, energy (eV), forces (eV/Å), stress (GPa, tension positive).
+
+    :func:`inv_design.calculators.frames.frames_of_calculation` reads them.
+    """
+    import numpy as np
+
+    frames, seen = [], set()
+    for document in relaxations(documents):
+        for step in document.output.ionic_steps:
+            structure = plain_structure(step.structure)
+            key = np.round([*structure.lattice.matrix, *structure.cart_coords], 8).tobytes()
+            if key in seen:
+                continue
+            seen.add(key)
+            stress = -np.array(step.stress) / 10  # kbar, compression positive, as VASP has it
+            frames.append(
+                {
+                    "structure": structure.as_dict(),
+                    "energy": step.energy,
+                    "forces": np.array(step.forces).tolist(),
+                    "stress": stress.tolist(),
+                }
+            )
+    return frames
