@@ -1,0 +1,115 @@
+"""A campaign on Slurm with the shipped templates: launch, qlaunch, jobs run by slurmd, records in the database."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.hpc, pytest.mark.wire]
+
+TEXT = (Path(__file__).parents[1] / "e2e" / "small_campaign.yaml").read_text()
+SECONDS = 900
+SMALL = {
+    "gpu": {"cpus_per_task": 1, "walltime": "00:20:00", "signal": "B:TERM@60"},
+    "cpu": {"ntasks": 2, "walltime": "00:10:00", "signal": "B:TERM@60"},
+}
+"""What a user of this small cluster changes in the shipped queue adapters."""
+CATEGORIES = {"gpu": {"train", "mlip"}, "cpu": {"dft"}}
+
+
+def test_a_campaign_runs_on_slurm(new_campaign: Callable[..., Any]) -> None:
+    began = time.monotonic()
+    campaign = new_campaign("campaign", TEXT, edits=SMALL)
+    # every rank of the allocation is reached from within a job of the CPU queue, as VASP's and GPAW's would be
+    campaign.edit(
+        "my_qadapter_cpu.yaml",
+        {"pre_rocket": f"srun --overlap sh -c 'echo $SLURM_PROCID of $SLURM_NTASKS >> {campaign.folder}/ranks'"},
+    )
+    launched = campaign.call("launch")
+    assert "2 workflows added" in launched.stderr
+    print(f"launched after {time.monotonic() - began:.0f} s")
+    reserve_one(campaign)
+    print(f"a reserved firework completed after {time.monotonic() - began:.0f} s")
+    with campaign.fed():
+        deadline = time.monotonic() + SECONDS
+        while campaign.closed_rounds() < 2:
+            assert time.monotonic() < deadline, campaign.diagnosis()
+            time.sleep(1)
+    campaign.wait_for_jobs(120)
+    print(f"two rounds closed after {time.monotonic() - began:.0f} s, {len(campaign.scripts())} jobs")
+    check_result(campaign)
+    check_routing(campaign)
+    check_scripts(campaign)
+
+
+def reserve_one(campaign: Any) -> None:
+    """Submit a job that is bound to one firework, with that firework's name and what its spec says of the queue."""
+    adapter = (campaign.folder / "my_qadapter_gpu.yaml").read_text()
+    (campaign.folder / "my_qadapter_gpu.yaml").write_text(re.sub(r"rapidfire --timeout \d+", "singleshot", adapter))
+    firework = campaign.db["fireworks"].find_one({"state": "READY"})
+    campaign.db["fireworks"].update_one(
+        {"fw_id": firework["fw_id"]}, {"$set": {"spec._priority": 9, "spec._queueadapter": {"walltime": "00:07:00"}}}
+    )
+    campaign.qlaunch("gpu", "-r", "rapidfire", "--nlaunches", "1")
+    (job,) = campaign.slurm.jobs()
+    campaign.wait_for_jobs(180)
+    done = campaign.db["fireworks"].find_one({"fw_id": firework["fw_id"]})
+    assert done["state"] == "COMPLETED", campaign.diagnosis()
+    history = campaign.db["launches"].find_one({"fw_id": firework["fw_id"]})["state_history"]
+    assert [entry["state"] for entry in history] == ["RESERVED", "RUNNING", "COMPLETED"]
+    assert history[0]["reservation_id"] == job
+    (script,) = campaign.scripts().values()
+    assert "#SBATCH --time=00:07:00\n" in script
+    assert f"--fw_id {firework['fw_id']}" in script
+    assert re.search(r"#SBATCH --job-name=small[-_]round", script)
+    (campaign.folder / "my_qadapter_gpu.yaml").write_text(adapter)
+
+
+def check_result(campaign: Any) -> None:
+    status = campaign.status()
+    assert [r["round"] for r in status["rounds"] if r["closed"]] == list(range(status["rounds_planned"] + 1)) == [0, 1]
+    assert status["freshness"]["uncounted_candidates"] == 0
+    assert set(status["launchpad"]["fireworks"]) == {"COMPLETED"}
+    assert status["launchpad"]["failed"] == []
+    stages = [r["funnel"]["dft"] for r in status["rounds"]]
+    assert all(stage["in"] > 0 and stage["waiting"] == 0 for stage in stages)
+    labels = campaign.db["calculations"].count_documents({"method": "surrogate"})
+    assert labels == sum(stage["in"] for stage in stages)
+
+
+def check_routing(campaign: Any) -> None:
+    ran: dict[str, set[str]] = {"gpu": set(), "cpu": set()}
+    jobs = {path: text for path, text in campaign.scripts().items()}
+    for launch in campaign.db["launches"].find():
+        firework = campaign.db["fireworks"].find_one({"fw_id": launch["fw_id"]})
+        worker = launch["fworker"]["name"]
+        ran[worker].add(firework["spec"]["_category"])
+        # the job in whose folder it ran was submitted to that worker's partition
+        (script,) = [text for path, text in jobs.items() if launch["launch_dir"].startswith(path)]
+        assert f"--partition={worker}\n" in script
+    assert ran == CATEGORIES
+    steps = {d["spec"]["step"] for d in campaign.db["fireworks"].find({"spec._category": {"$in": ["train", "mlip"]}})}
+    assert steps == {"train", "generate", "predictor", "mlip", "close"}
+
+
+def check_scripts(campaign: Any) -> None:
+    scripts = campaign.scripts().values()
+    for kind, lines in {
+        "gpu": ["--time=00:20:00", "--gres=gpu:1", "--ntasks=1", "--cpus-per-task=1", "--signal=B:TERM@60"],
+        "cpu": ["--time=00:10:00", "--ntasks=2", "--signal=B:TERM@60"],
+    }.items():
+        of_kind = [s for s in scripts if f"my_fworker_{kind}.yaml" in s and "singleshot" not in s]
+        assert of_kind
+        for script in of_kind:
+            for line in lines:
+                assert f"#SBATCH {line}\n" in script
+            assert re.search(r"^exec \S+/rlaunch ", script, re.MULTILINE)
+    ranks = (campaign.folder / "ranks").read_text().splitlines()
+    assert set(ranks) == {"0 of 2", "1 of 2"}
