@@ -213,12 +213,13 @@ class GpawProcess:
         self.command = GpawCommand(ranks, self.folder / ERROR_FILE)
         packed = NamedPackedCalculator("gpaw", settings | {"txt": str(self.folder / LOG_FILE)})
         self.calculator = PythonSubProcessCalculator(packed, mpi_command=self.command)
-        self.calculator.__enter__()  # close() leaves it
 
     def results(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
         """Return the results of a crystal in plain numbers; errors as in :meth:`GpawCalculator.calculate`."""
         self.calculator.results.clear()
         try:
+            if self.calculator.protocol is None:
+                self.calculator.__enter__()  # close() leaves it
             self.calculator.calculate(atoms, list(properties), all_changes)
         except Exception as error:
             raise self._translated(error) from error
@@ -229,18 +230,21 @@ class GpawProcess:
     def close(self) -> None:
         """End the process: asked first, then told."""
         protocol, self.calculator.protocol = self.calculator.protocol, None
-        if protocol is None:
+        process = self.command.process
+        if process is None:
             return
         try:
-            protocol.send("stop")
-            protocol.proc.communicate(timeout=20)
+            if protocol is not None:
+                protocol.send("stop")
+                process.communicate(timeout=20)
         except (OSError, ValueError, subprocess.TimeoutExpired):
-            protocol.proc.kill()
-            protocol.proc.wait()
+            pass
+        process.kill()  # nothing happens to one that has ended
+        process.wait()
 
     def _translated(self, error: Exception) -> Exception:
         """Return what an error of the pipe or of GPAW means, in built-in types."""
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # GPAW's own; a program has a name
             return ValueError(f"GPAW lacks a data set: {one_line(error)}")
         if isinstance(error, EOFError | OSError):  # the pipe broke: there is nobody at its other end
             return self._cause_of_death()
@@ -252,9 +256,9 @@ class GpawProcess:
         return RuntimeError(f"GPAW: {type(error).__name__}: {one_line(error)}")
 
     def _cause_of_death(self) -> Exception:
-        protocol: Any = self.calculator.protocol
+        process = self.command.process
         try:
-            code = protocol.proc.wait(timeout=20)
+            code = None if process is None else process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             code = None
         tail = last_lines(self.folder / ERROR_FILE)
@@ -278,14 +282,16 @@ class GpawCommand(MPICommand):
             argv = [*mpi_launcher(), "-n", str(ranks), sys.executable, "-m", "gpaw", "python", *module]
         super().__init__(argv)
         self.errors = errors
+        self.process: subprocess.Popen[bytes] | None = None
 
     def execute(self) -> subprocess.Popen[bytes]:
         """Start the process; threads below MPI would only fight each other."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.errors.open("ab") as errors:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 self.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
             )
+        return self.process
 
 
 def mpi_launcher() -> list[str]:

@@ -1,0 +1,308 @@
+"""The gpaw backend without GPAW: settings, grids, kept results, failures, and flows with EMT in its place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from hypothesis import given
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Structure
+
+from fireworks_specs.backends import get_backend
+from inv_design.calculators import gpaw_calculator, gpaw_settings
+from inv_design.calculators.gpaw_calculator import GpawCalculator, GpawProcess, last_iterations
+from inv_design.calculators.gpaw_settings import is_magnetic, k_grid, starting_moments
+from inv_design.config import CampaignConfig, DftConfig, GpawConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ase import Atoms
+
+ALUMINIUM = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.95), ["Al"], [[0, 0, 0]])
+CHEAP = GpawConfig(cutoff=300, k_density=3)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own to compute in and to keep results in, and versions although GPAW may not be installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpaw_calculator, "gpaw_versions", lambda: {"version": "26.7.0", "setups": "1.2.1"})
+    return tmp_path
+
+
+@pytest.fixture
+def emt(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """EMT in GPAW's place; returns the settings of what was computed, one per crystal."""
+    from ase.calculators.emt import EMT
+
+    computed: list[dict[str, Any]] = []
+
+    def compute(self: GpawCalculator, atoms: Atoms, settings: dict[str, Any]) -> dict[str, Any]:
+        computed.append(settings)
+        crystal = atoms.copy()
+        crystal.calc = EMT()
+        results = {
+            "energy": float(crystal.get_potential_energy()),
+            "free_energy": float(crystal.get_potential_energy()),
+            "forces": crystal.get_forces().tolist(),
+            "stress": crystal.get_stress().tolist(),
+            "iterations": 1,
+            "seconds": 0.0,
+        }
+        return results | ({"magmoms": [0.0] * len(atoms), "magmom": 0.0} if settings["spinpol"] else {})
+
+    monkeypatch.setattr(GpawCalculator, "_compute", compute)
+    return computed
+
+
+def campaign(**gpaw: Any) -> CampaignConfig:
+    stage = DftConfig(backend="gpaw", gpaw=GpawConfig(**gpaw))
+    return CampaignConfig(name="c", targets={"bulk_modulus_vrh": "350 GPa"}, stages={"dft": stage.model_dump()})
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_json_and_those_of_the_configuration() -> None:
+    settings = GpawCalculator(GpawConfig()).settings(bulk("NiAl", "cesiumchloride", a=2.89))
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings["mode"]["ecut"] >= 550
+    assert settings["kpts"] == {"size": [16, 16, 16], "gamma": True}
+    assert settings["occupations"] == {"name": "marzari-vanderbilt", "width": 0.15}
+    assert settings["symmetry"] == {"symmorphic": False}
+    assert settings["spinpol"] is True  # nickel
+
+
+@given(a=st.floats(2.0, 12.0), density=st.floats(0.5, 12.0))
+def test_a_grid_is_as_dense_as_asked_and_equal_along_equal_axes(a: float, density: float) -> None:
+    atoms = bulk("Al", "fcc", a=a)
+    size = k_grid(atoms, density)
+    axes = 2 * np.pi * np.linalg.norm(atoms.cell.reciprocal().array, axis=1)
+    assert len(set(size)) == 1
+    assert (np.array(size) >= axes * density * (1 - 1e-6)).all()
+    assert (np.array(size) - 1 < axes * density).all()
+
+
+@pytest.mark.parametrize(
+    ("symbols", "spin", "expected"),
+    [
+        (["Al", "Ti"], "auto", False),
+        (["Al", "Ni"], "auto", True),
+        (["Gd"], "auto", True),
+        (["Fe"], "off", False),
+        (["Al"], "on", True),
+    ],
+)
+def test_spin_goes_by_the_elements_unless_told(symbols: list[str], spin: str, expected: bool) -> None:
+    assert is_magnetic(symbols, spin) is expected
+    assert all(moment > 0 for moment in starting_moments(symbols))
+
+
+def test_protocols_tell_settings_apart_but_not_ranks() -> None:
+    from stores.protocol import protocol_id
+
+    pytest.importorskip("gpaw")
+
+    def identity(**gpaw: Any) -> str:
+        return protocol_id(get_backend("gpaw").protocol(campaign(**gpaw)))
+
+    assert identity() == identity(ranks=2)
+    assert (
+        len({identity(), identity(cutoff=600), identity(k_density=8), identity(kind="eos"), identity(spin="on")}) == 5
+    )
+
+
+def test_the_kind_is_that_of_the_configuration() -> None:
+    assert get_backend(campaign(kind="eos").stages.dft).kind == "eos"
+    assert get_backend(campaign().stages.dft).kind == "elastic"
+
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_elastic_flow_becomes_a_record_with_frames(emt: list[dict[str, Any]]) -> None:
+    from inv_design.calculators.frames import frames_of_calculation
+
+    pytest.importorskip("gpaw")
+    config = campaign(k_density=3, cutoff=300)
+    ((index, record),) = list(get_backend(config.stages.dft).compute([ALUMINIUM], config))
+    assert (index, record["state"], record["error"]) == (0, "completed", None)
+    results = record["results"]
+    assert results["bulk_modulus_vrh"] == pytest.approx(39.5, abs=2.0)  # ASE's EMT aluminium, from E(V)
+    assert results["born_stable"] is True
+    assert np.shape(results["elastic_tensor"]) == (6, 6)
+    assert results["volume_change"] == pytest.approx((3.995 / 3.95) ** 3 - 1, abs=0.01)
+    # a cell of one atom, one grid for all that is strained, and the six strains that symmetry leaves
+    assert Structure.from_dict(record["structure"]).num_sites == 1
+    grids = [tuple(settings["kpts"]["size"]) for settings in emt]
+    assert len(set(grids[-6:])) == 1
+    json.dumps(results)
+    crystal = Structure.from_dict(record["structure"])
+    frames = frames_of_calculation({"calculation_id": "k", "protocol_id": "p", "results": results}, crystal)
+    assert len(frames) == len(emt)
+    # the first frame lies below the equilibrium volume: compressed, so that its stress is negative
+    assert frames[0].known_pressure > 1.0
+    strained = frames[-1]
+    assert strained.stress is not None
+    assert strained.stress.shape == (3, 3)
+
+
+def test_an_equation_of_state_becomes_a_record(emt: list[dict[str, Any]]) -> None:
+    from inv_design.calculators.registry import get_calculator
+    from inv_design.mechanics.eos import equation_of_state
+
+    pytest.importorskip("gpaw")
+    config = campaign(kind="eos", k_density=3)
+    ((_, record),) = list(get_backend(config.stages.dft).compute([ALUMINIUM], config))
+    results = record["results"]
+    assert record["state"] == "completed", record["error"]
+    # what this package's own E(V) gives for the relaxed crystal over the same volumes
+    own = equation_of_state(Structure.from_dict(record["structure"]), get_calculator("emt"), strain=0.04)
+    assert results["bulk_modulus_vrh"] == pytest.approx(own.bulk_modulus, rel=1e-6)
+    assert len(results["volumes"]) == len(results["energies"]) == 7
+    assert results["volumes"] == sorted(results["volumes"])
+    assert results["frames"]
+
+
+def test_strained_cells_of_a_crystal_that_has_no_moment_are_computed_without_spin(emt: list[dict[str, Any]]) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    nickel = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.5), ["Ni"], [[0, 0, 0]])
+    record = measure(nickel, DftConfig(backend="gpaw", gpaw=CHEAP))
+    assert record["state"] == "completed", record["error"]
+    spins = [settings["spinpol"] for settings in emt]
+    assert spins[0] is True
+    assert spins[-6:] == [False] * 6
+
+
+def test_a_grid_follows_a_cell_that_relaxes_a_lot(emt: list[dict[str, Any]]) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    swollen = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.4), ["Al"], [[0, 0, 0]])
+    stage = DftConfig(backend="gpaw", gpaw=GpawConfig(cutoff=300, k_density=7))
+    record = measure(swollen, stage)
+    relaxed = Structure.from_dict(record["structure"]).to_ase_atoms()
+    assert emt[0]["kpts"]["size"] != emt[-1]["kpts"]["size"]
+    assert emt[-1]["kpts"]["size"] == k_grid(relaxed, 7)
+
+
+def test_what_is_finished_is_not_computed_again(emt: list[dict[str, Any]], here: Path) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    stage = DftConfig(backend="gpaw", gpaw=CHEAP)
+    first = measure(ALUMINIUM, stage)
+    count = len(emt)
+    files = sorted((here / "cache" / "inv_design" / "gpaw").iterdir())
+    assert len(files) == count
+    again = measure(ALUMINIUM, stage)
+    assert len(emt) == count
+    assert again == first
+    files[0].write_text(files[0].read_text()[:40])  # a disk that was full
+    assert measure(ALUMINIUM, stage) == first
+    assert len(emt) == count + 1
+
+
+def test_results_of_other_settings_or_crystals_are_others(emt: list[dict[str, Any]]) -> None:
+    atoms = bulk("Al", "fcc", a=4.0)
+    for config in (CHEAP, CHEAP.model_copy(update={"cutoff": 400}), CHEAP.model_copy(update={"ranks": 2})):
+        crystal = atoms.copy()
+        crystal.calc = GpawCalculator(config)
+        crystal.get_potential_energy()
+    assert len(emt) == 2  # on how many ranks makes no difference
+    crystal.set_cell(crystal.cell.array * 1.0001, scale_atoms=True)
+    crystal.get_potential_energy()
+    assert len(emt) == 3
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", ChildProcessError, "killed"),
+        ("import os; os.kill(os.getpid(), 15)", TimeoutError, "out_of_time"),
+        ("import sys; sys.exit('MemoryError: 3 GB')", MemoryError, "out_of_memory"),
+        ("import sys; sys.exit('no such library')", RuntimeError, "error"),
+    ],
+)
+def test_a_process_that_dies_is_an_error_with_its_cause(
+    program: str, kind: type[Exception], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    def dying(self: Any, ranks: int, errors: Path) -> None:
+        self.argv, self.errors, self.process = [sys.executable, "-c", program], errors, None
+
+    monkeypatch.setattr(gpaw_calculator.GpawCommand, "__init__", dying)
+    process = GpawProcess({}, ranks=1)
+    with pytest.raises(kind):
+        process.results(bulk("Al"), ["energy"])
+    process.close()
+    record = measure(ALUMINIUM, DftConfig(backend="gpaw", gpaw=CHEAP))
+    assert (record["state"], record["reason"]) == ("failed", reason)
+    assert "GPAW" in record["error"]
+
+
+def test_what_does_not_converge_is_tried_in_small_steps_and_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    asked: list[dict[str, Any]] = []
+
+    def never(self: GpawProcess, atoms: Atoms, properties: list[str]) -> dict[str, Any]:
+        asked.append(self.settings)
+        raise ArithmeticError("the electrons did not converge in 120 iterations")
+
+    monkeypatch.setattr(GpawProcess, "results", never)
+    record = measure(ALUMINIUM, DftConfig(backend="gpaw", gpaw=CHEAP))
+    assert (record["state"], record["reason"]) == ("failed", "electronic_nonconvergence")
+    assert [settings["mixer"]["beta"] for settings in asked if "mixer" in settings] == [0.02]
+    assert len(asked) == 2
+
+
+def test_a_relaxation_without_end_is_a_failure(emt: list[dict[str, Any]]) -> None:
+    from fireworks_specs.backends import gpaw_makers
+    from fireworks_specs.backends.gpaw import run
+
+    swollen = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.4), ["Al"], [[0, 0, 0]])
+    maker = gpaw_makers.GpawRelaxMaker(
+        steps=2, calculator_kwargs={"config": CHEAP.model_dump(), "size": None, "spinpol": None}
+    )
+    with pytest.raises(RuntimeError, match="did not converge"):
+        run(maker.make(swollen))
+
+
+def test_a_worker_without_gpaw_blames_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(RuntimeError, match=r"libxc-dev.*inv-design\[gpaw\]"):
+        list(get_backend("gpaw").compute([ALUMINIUM], campaign()))
+    with pytest.raises(RuntimeError, match="gpaw"):
+        gpaw_settings.gpaw_versions()
+
+
+def test_ranks_without_mpi_are_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="openmpi-bin"):
+        gpaw_calculator.mpi_launcher()
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))  # noqa: PTH120
+    monkeypatch.setenv("INV_DESIGN_MPIEXEC", os.path.basename(sys.executable) + " --mpi=pmix")  # noqa: PTH119
+    assert gpaw_calculator.mpi_launcher()[1:] == ["--mpi=pmix"]
+
+
+def test_iterations_are_read_from_a_log(here: Path) -> None:
+    log = here / "gpaw.txt"
+    assert last_iterations(log) is None
+    log.write_text("|iter:   1| 23:37:07 |  -3.7 |\n|iter:  12| 23:37:08 |   -3.733057c|\n\nConverged\n")
+    assert last_iterations(log) == 12
