@@ -86,11 +86,11 @@ def _sign_of_life(connection: Connection, launchpad: LaunchPad, fw_id: int) -> b
         return False
     if launch.get("state") == "RESERVED":  # it waits in a queue
         return True
-    since = _launched_at(launch)
+    since = launched_at(launch)
     return None if since and (connection.now() - since).total_seconds() > lease_seconds() else True
 
 
-def _launched_at(launch: dict[str, Any]) -> datetime | None:
+def launched_at(launch: dict[str, Any]) -> datetime | None:
     """Return when a launch came into its state, in UTC; ``None`` if it does not say."""
     history = launch.get("state_history") or [{}]
     found = history[-1].get("created_on")

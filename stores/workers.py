@@ -14,13 +14,37 @@ if TYPE_CHECKING:
 
 
 def this_worker() -> dict[str, Any]:
-    """Return what a claim says about its worker: host, process id, and which boot and namespace the id belongs to."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+    """Return what a claim says about its worker: host, process id, and which boot and namespace the id belongs to.
+
+    Inside a job of Slurm or PBS, ``job`` says which: :func:`this_job`.
+    """
+    worker = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+    job = this_job()
+    return {**worker, "job": job} if job else worker
+
+
+def this_job(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the scheduler's job that this process runs in: ``scheduler``, ``id`` and ``cluster`` ("" if unnamed).
+
+    It is empty outside of one.
+    """
+    environment = os.environ if environment is None else environment
+    if job_id := environment.get("SLURM_JOB_ID", ""):
+        return {"scheduler": "slurm", "id": job_id, "cluster": environment.get("SLURM_CLUSTER_NAME", "")}
+    if job_id := environment.get("PBS_JOBID", ""):
+        return {"scheduler": "pbs", "id": job_id, "cluster": ""}
+    return {}
 
 
 def is_dead(worker: Mapping[str, Any]) -> bool:
     """Return whether a worker is known to be dead: a process of this machine that is not there any more."""
     return bool(worker.get("machine")) and worker["machine"] == _machine() and has_ended(worker.get("pid"))
+
+
+def is_alive(worker: Mapping[str, Any]) -> bool:
+    """Return whether a worker is known to be alive: a process of this machine that is there."""
+    here = bool(worker.get("machine")) and worker["machine"] == _machine()
+    return here and isinstance(worker.get("pid"), int) and not has_ended(worker["pid"])
 
 
 def has_ended(pid: Any) -> bool:

@@ -25,6 +25,7 @@ COMMANDS: Table = {
         "Build the derived records of a campaign: candidates at a glance, queue, numbers of the rounds.",
     ),
     "lpad": ("lpad:lpad", "Call FireWorks' lpad with ARGUMENTS on the launchpad of this campaign."),
+    "doctor": ("doctor:doctor", "Find fireworks that are lost, say why, and rerun them."),
     "status": ("status:status", "Show the funnel: how many candidates passed, failed or wait, and why."),
     "query": ("query:query", "List candidates that match conditions."),
     "show": ("show:show", "Show all numbers of one candidate."),
