@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
@@ -58,6 +60,7 @@ class SlurmCampaign:
         self.environment.pop("INV_DESIGN_DATABASE", None)
         self.client: Any = MongoClient(uri)
         self.db: Any = self.client.get_default_database()
+        self.rounds: int = yaml.safe_load(text)["rounds"]
         folder.mkdir()
         (folder / "campaign.yaml").write_text(f"{text}\ndatabase: {uri}\n")
         self.call("init", ".", "--cluster", "slurm")
@@ -102,15 +105,8 @@ class SlurmCampaign:
         options = ["rapidfire", "-m", str(self.jobs), "--nlaunches", "infinite", "--sleep", "1"]
         for kind in KINDS:
             with (self.folder / f"qlaunch_{kind}.log").open("ab") as log:
-                launchers.append(
-                    subprocess.Popen(
-                        self._words("fireworks.scripts.qlaunch_run", *self.files(kind), *options),
-                        cwd=self.folder,
-                        env=self.environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+                words = ["fireworks.scripts.qlaunch_run", *self.files(kind), *options]
+                launchers.append(self.start(*words, log=log))
         try:
             yield
             for kind, launcher in zip(KINDS, launchers, strict=True):
@@ -121,9 +117,21 @@ class SlurmCampaign:
             for launcher in launchers:
                 launcher.wait()
 
-    def closed_rounds(self) -> int:
-        """Return how many rounds have their closing evaluation."""
-        return len(self.db["evaluations"].distinct("round"))
+    def start(self, module: str, *words: str, log: Any) -> subprocess.Popen[bytes]:
+        """Start a program in the campaign's folder; its output goes to a file."""
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module, *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def finished(self) -> bool:
+        """Return whether all rounds are closed and nothing of them is on the launchpad any more."""
+        active = {"state": {"$in": ["READY", "WAITING", "RESERVED", "RUNNING"]}}
+        closed = {d["round"] for d in self.db["evaluations"].find({}, {"round": 1})}
+        return closed == set(range(self.rounds + 1)) and self.db["fireworks"].find_one(active) is None
 
     def wait_for_jobs(self, seconds: float) -> None:
         """Wait until the queue is empty."""
@@ -160,16 +168,13 @@ class SlurmCampaign:
         self.wait_for_jobs(30)
         self.client.close()
 
-    def _words(self, module: str, *words: str) -> list[str]:
-        return [sys.executable, "-W", "ignore", "-m", module, *words]
-
     def _run(self, module: str, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._words(module, *words),
+            [sys.executable, "-W", "ignore", "-m", module, *words],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,
         )

@@ -12,6 +12,10 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFIX = "inv-design-slurm-"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "srun", "scontrol")
@@ -105,7 +109,7 @@ class SlurmCluster:
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}
         options = [f"--{option}={self.folder}/munge.{name}" for option, name in files.items()]
         self._start("munged", "--foreground", *options)
-        self._wait(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self._wait((self.folder / "munge.socket").exists, "munged")
         self._start("slurmctld", "-D", "-i")
         self._start("slurmd", "-D")
         self._wait(lambda: self.call("sinfo", "-h", "-o", "%T", "-p", "cpu").stdout.strip() == "idle", "the node")
@@ -151,9 +155,7 @@ class SlurmCluster:
         return [
             pid
             for pid, variables in processes_of(self.folder).items()
-            if "SLURM_JOB_ID" in variables
-            and job in (None, variables["SLURM_JOB_ID"])
-            and program in command_line(pid)
+            if "SLURM_JOB_ID" in variables and job in (None, variables["SLURM_JOB_ID"]) and program in command_line(pid)
         ]
 
     def logs(self) -> str:
@@ -175,7 +177,7 @@ class SlurmCluster:
                 )
             )
 
-    def _wait(self, ready, what: str) -> None:  # type: ignore[no-untyped-def]
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             ended = [daemon for daemon in self._daemons if daemon.poll() is not None]

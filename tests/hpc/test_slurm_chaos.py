@@ -1,0 +1,202 @@
+"""Workers killed and jobs cancelled at random moments: the campaign finishes, nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.hpc, pytest.mark.wire]
+
+BLOWS = 50
+SEED = 6
+GAP = (0.5, 8.0)
+"""Seconds between two blows: uniform, so that they fall into start-up, work and writing alike."""
+LEASE = 10
+TIDY_SECONDS = 15.0
+"""How often somebody looks after the campaign, as by cron."""
+SECONDS = 1500
+
+TEXT = """\
+name: chaos
+targets: {bulk_modulus_vrh: 150 GPa}
+data: {elements: [Al, Cu, Ag, Au, Ni, Pd, Pt], exclude: [], max_entries: 60}
+generator: {name: substitution, samples_per_round: 24, chunk: 8, max_sites: 8}
+stages:
+  predictor: {model: extra_trees, tolerance: 0.5}
+  mlip: {calculator: emt, tolerance: 0.5, chunk: 4, keep_structure: {ltol: 0.3, stol: 0.5, angle_tol: 10}}
+  dft: {backend: surrogate, calculator: emt, budget_per_round: 6}
+evaluation: {targets: [120, 150], samples: 2}
+rounds: 3
+"""
+ADAPTERS = {
+    "gpu": {"cpus_per_task": 1, "gres": None, "walltime": "00:20:00", "signal": None},
+    "cpu": {"ntasks": 1, "walltime": "00:20:00", "signal": None},
+}
+KEYS = {
+    "structures": ("structure_id",),
+    "candidates": ("candidate_id",),
+    "predictions": ("structure_id", "property", "protocol_id"),
+    "calculations": ("structure_id", "kind", "protocol_id", "attempt"),
+    "models": ("campaign", "round", "kind"),
+    "training_sets": ("training_set_id",),
+    "evaluations": ("campaign", "round", "target"),
+    "campaigns": ("name",),
+}
+"""What of a record nobody may compute twice; stricter than the unique indexes."""
+DROPPED = {"_id", "provenance", "artifact", "sources"}
+"""What depends on when and where a record was made."""
+
+
+@dataclass
+class Watch:
+    """What was seen of a campaign's records so far; anything seen must be there at the end, once."""
+
+    seen: dict[str, set[str]] = field(default_factory=dict)
+
+    def look(self, campaign: Any, when: str) -> None:
+        """Look at the records now; fail if one is double or gone."""
+        for name, found in keys_of(campaign).items():
+            doubles = [key for key, count in Counter(found).items() if count > 1]
+            assert not doubles, f"{when}: doubles in {name}: {doubles[:3]}"
+            lost = self.seen.get(name, set()) - set(found)
+            assert not lost, f"{when}: lost from {name}: {sorted(lost)[:3]}"
+            self.seen[name] = set(found)
+
+
+def keys_of(campaign: Any) -> dict[str, list[str]]:
+    return {
+        name: ["/".join(str(d.get(k)) for k in keys) for d in campaign.db[name].find({}, dict.fromkeys(keys, 1))]
+        for name, keys in KEYS.items()
+    }
+
+
+def records_of(campaign: Any) -> dict[str, list[str]]:
+    """Return the authoritative records as text, sorted, without what depends on when and where they were made."""
+
+    def text(document: dict[str, Any]) -> str:
+        kept = {key: value for key, value in document.items() if key not in DROPPED}
+        return json.dumps(kept, sort_keys=True, default=str)
+
+    return {name: sorted(text(d) for d in campaign.db[name].find()) for name in KEYS if name != "campaigns"}
+
+
+class Blows:
+    """Kills and cancellations at random moments, counted by what they hit."""
+
+    def __init__(self, slurm: Any, seed: int) -> None:
+        self.slurm, self.rng = slurm, random.Random(seed)
+        self.counts: Counter[str] = Counter()
+
+    def strike(self, campaign: Any) -> bool:
+        """Kill a worker or cancel a job, if there is one; return whether it hit something."""
+        kind = self.rng.choice(["kill -9", "scancel"])
+        if kind == "scancel":
+            jobs = sorted(self.slurm.jobs())
+            if not jobs:
+                return False
+            job = self.rng.choice(jobs)
+            victims = self.slurm.processes(job, program="/rlaunch")
+            self.slurm.call("scancel", job)
+        else:
+            victims = sorted(self.slurm.processes(program="/rlaunch"))
+            if not victims:
+                return False
+            victims = [self.rng.choice(victims)]
+            with suppress(ProcessLookupError):
+                os.kill(victims[0], signal.SIGKILL)
+        at_work = any(campaign.db["claims"].find_one({"worker.pid": pid}) for pid in victims)
+        what = "at work" if at_work else "starting or idle" if victims else "waiting in the queue"
+        self.counts[f"{kind}, {what}"] += 1
+        return True
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+
+def tidy(campaign: Any, rng: random.Random) -> subprocess.Popen[bytes]:
+    """Start what somebody who looks after a campaign calls now and then."""
+    from inv_design.cli import COMMANDS
+
+    words = ["doctor", "--fix"] if "doctor" in COMMANDS and rng.random() < 0.5 else ["launch"]
+    with (campaign.folder / "tidy.log").open("ab") as log:
+        started: subprocess.Popen[bytes] = campaign.start("inv_design.cli", *words, log=log)
+    return started
+
+
+def beat(campaign: Any, blows: Blows, watch: Watch) -> None:
+    """Run a campaign to its end under blows."""
+    deadline = time.monotonic() + SECONDS
+    next_blow = time.monotonic() + blows.rng.uniform(*GAP)
+    next_tidy = time.monotonic() + TIDY_SECONDS
+    tidying = None
+    with campaign.fed():
+        while not campaign.finished():
+            now = time.monotonic()
+            assert now < deadline, f"{dict(blows.counts)}\n{campaign.diagnosis()}\n{campaign.log('tidy.log')}"
+            if now >= next_blow and blows.total < BLOWS and blows.strike(campaign):
+                watch.look(campaign, f"after blow {blows.total}")
+                next_blow = now + blows.rng.uniform(*GAP)
+            if now >= next_tidy and (tidying is None or tidying.poll() is not None):
+                tidying, next_tidy = tidy(campaign, blows.rng), now + TIDY_SECONDS
+            time.sleep(0.1)
+    if tidying is not None:
+        tidying.wait(timeout=120)
+    campaign.wait_for_jobs(120)
+    watch.look(campaign, "at the end")
+
+
+def test_blows_at_random_moments_lose_and_double_nothing(slurm: Any, new_campaign: Callable[..., Any]) -> None:
+    environment = {"INV_DESIGN_LEASE": str(LEASE)}
+    quiet = new_campaign("quiet", TEXT)
+    began = time.monotonic()
+    quiet.call("run")
+    print(f"undisturbed, in one process: {time.monotonic() - began:.0f} s")
+    expected = records_of(quiet)
+    blows = Blows(slurm, SEED)
+    campaigns = 0
+    while blows.total < BLOWS:
+        campaigns += 1
+        campaign = new_campaign(f"beaten-{campaigns}", TEXT, jobs=2, environment=environment, edits=ADAPTERS)
+        before, began = blows.total, time.monotonic()
+        campaign.call("launch")
+        beat(campaign, blows, Watch())
+        seconds = time.monotonic() - began
+        print(f"campaign {campaigns}: {blows.total - before} blows, {seconds:.0f} s, {summary(campaign)}")
+        check_end(campaign, expected)
+    print(f"{blows.total} blows, seed {SEED}: " + "; ".join(f"{n} {what}" for what, n in sorted(blows.counts.items())))
+    assert blows.total == BLOWS
+
+
+def summary(campaign: Any) -> str:
+    fireworks = Counter(d["state"] for d in campaign.db["fireworks"].find({}, {"state": 1}))
+    launches = campaign.db["launches"].count_documents({})
+    jobs = len(campaign.scripts())
+    return f"{jobs} jobs, {launches} launches, " + ", ".join(f"{n} {state}" for state, n in fireworks.items())
+
+
+def check_end(campaign: Any, expected: dict[str, list[str]]) -> None:
+    status = campaign.status()
+    assert all(r["closed"] for r in status["rounds"])
+    assert len(status["rounds"]) == status["rounds_planned"] + 1
+    assert status["freshness"]["uncounted_candidates"] == 0
+    assert not {"READY", "WAITING", "RUNNING", "RESERVED", "FIZZLED"} & set(status["launchpad"]["fireworks"]), status
+    assert "nothing added" in campaign.call("launch").stderr
+    found = records_of(campaign)
+    for name, texts in expected.items():
+        more, fewer = sorted(set(found[name]) - set(texts)), sorted(set(texts) - set(found[name]))
+        assert not more, f"{name}: {len(more)} and {len(fewer)} of {len(texts)} differ: {more[:1]} {fewer[:1]}"
+        assert not fewer, f"{name}: {len(fewer)} are missing: {fewer[:2]}"
