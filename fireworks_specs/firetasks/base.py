@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fireworks import FiretaskBase
 
 if TYPE_CHECKING:
+    from fireworks_specs.preemption import Preempted
     from inv_design.config import CampaignConfig
     from inv_design.generators.protocol import Generator
     from inv_design.predictors.protocol import Predictor
+
+LOG = logging.getLogger(__name__)
 
 
 class CampaignTask(FiretaskBase):
@@ -24,25 +28,51 @@ class CampaignTask(FiretaskBase):
     def run_task(self, fw_spec: dict[str, Any]) -> None:  # noqa: ARG002 - the parameters say it all
         """Connect and work; work that an outage cut off goes on with what is left.
 
-        A claim on the firework says that its worker is alive: FireWorks would have a lost one run for ever.
+        A claim on the firework says that its worker is alive: FireWorks would have a lost one run for ever. A worker
+        that is told to end gives its claims and the firework back, and the process ends here.
         """
+        from fireworks_specs.preemption import Preempted, preemptible
+
+        with preemptible():
+            launch = self._launch()
+            try:
+                self._connect_and_work(launch)
+            except Preempted as stop:
+                self._give_back(launch, stop)
+
+    def _connect_and_work(self, launch: tuple[int, int] | None) -> None:
+        from fireworks_specs.steps import firework_key
         from stores.claims import Claims
         from stores.connection import connect_from_launchpad
         from stores.outage import until_done
 
         connection = connect_from_launchpad(self.launchpad)
         with Claims(campaign=self["campaign"], stage="firework", connection=connection) as claims:
-            claims.claim(self._launch_keys())
+            claims.claim([] if launch is None else [firework_key(*launch)])
             self.fetch_models()
             until_done(self.work, connection.client)
 
-    def _launch_keys(self) -> list[str]:
-        """Return the key of this launch; none outside of a launchpad's firework."""
-        from fireworks_specs.steps import firework_key
-
-        fw_id = getattr(self, "fw_id", None)
+    def _launch(self) -> tuple[int, int] | None:
+        """Return the ids of the firework and of this launch; none outside of a launchpad's firework."""
+        fw_id: int | None = getattr(self, "fw_id", None)
+        if fw_id is None:
+            return None
         launches = self.launchpad.launches.find({"fw_id": fw_id}, {"launch_id": 1}).sort("launch_id", -1).limit(1)
-        return [firework_key(fw_id, launch["launch_id"]) for launch in launches] if fw_id is not None else []
+        return next(((fw_id, launch["launch_id"]) for launch in launches), None)
+
+    def _give_back(self, launch: tuple[int, int] | None, stop: Preempted) -> NoReturn:
+        """Make the firework READY for another worker and end this process."""
+        from fireworks_specs import preemption
+
+        preemption.ignore_signals()
+        name = "firework" if launch is None else f"firework {launch[0]}"
+        try:
+            done = launch is not None and preemption.put_back(self.launchpad, *launch)
+        except Exception as error:  # then it is given up when its lease is over
+            LOG.warning("%s: %s; it could not be put back: %s", name, stop, type(error).__name__)
+        else:
+            LOG.warning("%s: %s%s", name, stop, "; it is READY again" if done else "")
+        preemption.end_process(stop.number)
 
     def fetch_models(self) -> None:
         """Put the campaign's own potentials, which are models of the database, onto this machine."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
+from fireworks_specs.checkpoints import accepting, checkpointed
 from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, load_predictor_model
 from fireworks_specs.progress import report
 from fireworks_specs.seeds import derive_seed
@@ -14,7 +15,9 @@ from stores.queries import structures_by_id
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inv_design.checkpoint import Checkpoint
     from inv_design.config import CampaignConfig
+    from stores.claims import Claims
     from stores.documents.model import Model
 
 PROPERTY = "bulk_modulus_vrh"
@@ -42,10 +45,11 @@ class TrainTask(CampaignTask):
             return keys if model_of_round(name, number, kind) is None else []
 
         with Claims(campaign=name, stage="train") as claims:
-            for _ in claims.shares([f"train/{name}/{number}/{kind}"], key=str, lacking=lacking):
-                self._train()
+            for keys in claims.shares([f"train/{name}/{number}/{kind}"], key=str, lacking=lacking):
+                self._train(keys[0], claims)
 
-    def _train(self) -> None:
+    def _train(self, key: str, claims: Claims) -> None:
+        """Train and insert the model, from the checkpoint of ``key`` if another worker left one."""
         from builders.run import build_training_set
         from fireworks_specs.steps import model_of_round
         from stores.documents.training_set import TrainingSet
@@ -63,21 +67,33 @@ class TrainTask(CampaignTask):
         def progress(done: int, total: int, text: str = "") -> None:
             report(f"round {number}: train {kind} {text}".strip(), done, total)
 
-        model, metrics, hyperparameters = train(self.config, training_set.load_members(), parent, seed, progress)
-        insert_model(
-            model.to_bytes(),
-            kind=kind,
-            name=model.name,
-            property=PROPERTY,
-            training_set_id=training_set.training_set_id,
-            parent_model_id=parent.model_id if parent else None,
-            campaign=name,
-            round=number,
-            seed=seed,
-            hyperparameters=hyperparameters,
-            metrics=metrics,
-            provenance=self.provenance([training_set.training_set_id] + ([parent.model_id] if parent else [])),
-        )
+        inputs = [training_set.training_set_id] + ([parent.model_id] if parent else [])
+        with checkpointed(key, self._identity(inputs, seed), claims) as checkpoint:
+            members = training_set.load_members()
+            model, metrics, hyperparameters = train(self.config, members, parent, seed, progress, checkpoint=checkpoint)
+            insert_model(
+                model.to_bytes(),
+                kind=kind,
+                name=model.name,
+                property=PROPERTY,
+                training_set_id=training_set.training_set_id,
+                parent_model_id=parent.model_id if parent else None,
+                campaign=name,
+                round=number,
+                seed=seed,
+                hyperparameters=hyperparameters,
+                metrics=metrics,
+                provenance=self.provenance(inputs),
+            )
+
+    def _identity(self, inputs: list[str], seed: int) -> str:
+        """Return a hash of all that determines the weights: what it learns from, settings, seed and code."""
+        from inv_design import __version__
+        from stores.protocol import content_id
+
+        config = self.config.model_dump(mode="json")
+        settings = {"generator": config["generator"], "predictor": config["stages"]["predictor"]}
+        return content_id("k", {"version": __version__, "inputs": inputs, "seed": seed, **settings})
 
     def _keep(self, parent: Model) -> None:
         """Insert the model of the round before as this round's."""
@@ -117,6 +133,8 @@ def train_predictor(
     parent: Model | None,
     seed: int,
     progress: Callable[..., None],
+    *,
+    checkpoint: Checkpoint,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return (predictor, metrics, hyperparameters) of a round."""
     from inv_design.predictors.registry import default_predictor, make_predictor
@@ -131,7 +149,10 @@ def train_predictor(
     structures, values, groups, _ = labelled(members)
     predictor = make_predictor(stage.model, property=PROPERTY, **settings)
     previous = load_predictor_model(parent.model_id) if parent else None
-    metrics = predictor.fit(structures, values, groups=groups, seed=seed, warm_start=previous, progress=progress)
+    metrics = predictor.fit(
+        structures, values, groups=groups, seed=seed, warm_start=previous, progress=progress,
+        **accepting(predictor.fit, checkpoint),
+    )  # fmt: skip
     return predictor, metrics, {**settings, "model": stage.model, "warm_start": previous is not None}
 
 
@@ -141,6 +162,8 @@ def train_generator(
     parent: Model | None,
     seed: int,
     progress: Callable[..., None],
+    *,
+    checkpoint: Checkpoint,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return (generator, metrics, hyperparameters) of a round."""
     from inv_design.generators.registry import default_generator, make_generator
@@ -152,8 +175,9 @@ def train_generator(
     if parent is None:
         generator = make_generator(section.name, **section.settings)
         metrics = generator.fit(
-            structures, values, property=PROPERTY, seed=seed, budget=section.budget, progress=progress
-        )
+            structures, values, property=PROPERTY, seed=seed, budget=section.budget, progress=progress,
+            **accepting(generator.fit, checkpoint),
+        )  # fmt: skip
         return generator, metrics, {"budget": section.budget, **section.settings}
     # a copy: finetune changes the generator in place, and the parent stays cached
     from inv_design.generators.registry import load_generator
@@ -171,6 +195,7 @@ def train_generator(
         seed=seed,
         budget=section.finetune_budget,
         progress=progress,
+        **accepting(generator.finetune, checkpoint),
     )
     return generator, metrics, {"budget": section.finetune_budget, "finetuned_on": len(new), "replay": len(old)}
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from fireworks import Firework, Workflow, explicit_serialize
 
+from fireworks_specs.checkpoints import checkpointed
 from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.progress import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from inv_design.calculators.finetune import FinetuneSettings
+    from inv_design.calculators.finetune import Finetuned, FinetuneSettings
     from inv_design.calculators.frames import Frame
     from stores.documents.model import Model
 
@@ -70,6 +71,8 @@ def train_mlip(
 ) -> TrainedMlip:
     """Fine-tune ``parent`` on frames and insert the model; the same frames, parent, settings and code train once.
 
+    A training that was stopped goes on from its checkpoint in the database; one that another worker is at is awaited.
+
     Parameters
     ----------
     parent
@@ -89,25 +92,57 @@ def train_mlip(
         If what ran is not what was asked; nothing is inserted then.
     """
     from inv_design.calculators.finetune import finetune
-    from inv_design.calculators.registry import PACKAGED, cache_model
+    from inv_design.calculators.registry import cache_model
+    from stores.claims import Claims
+
+    found = find_parent(parent)
+    request = request_id(data.frames, found[0], settings, name)
+    name = name or f"mlip-{request.removeprefix('q-')[:8]}"
+    made: Model | None = None
+
+    def lacking(keys: list[str]) -> list[str]:
+        return keys if find_trained(request) is None else []
+
+    with Claims(campaign=data.campaign, stage="train") as claims, _log_lines(log) as write:
+        for keys in claims.shares([f"train-mlip/{request}"], key=str, lacking=lacking):
+            with checkpointed(keys[0], request, claims) as checkpoint:
+                origin = {"request_id": request, "parent": found[1], **_origin(data), "left_out": list(data.left_out)}
+                write({"event": "data", **origin})
+                result = finetune(
+                    data.frames, found[0], settings, name=name, progress=progress, log=write, checkpoint=checkpoint
+                )
+                made = _insert(
+                    data, settings, result, request=request, name=name, parent=(parent, *found), provenance=provenance
+                )
+                path = cache_model(made.model_id, result.blob)
+    if made is not None:
+        return TrainedMlip(made, False, path)
+    trained = find_trained(request)
+    assert trained is not None  # else it was lacking
+    return TrainedMlip(trained, True, cache_model(trained.model_id, trained.load()))
+
+
+def _insert(
+    data: TrainingData,
+    settings: FinetuneSettings,
+    result: Finetuned,
+    *,
+    request: str,
+    name: str,
+    parent: tuple[str, bytes, str, str | None],
+    provenance: Callable[[list[str]], dict[str, Any]],
+) -> Model:
+    """Insert a fine-tuned model, and its parent (asked for as, weights, label, model id) if that has no document."""
+    from inv_design.calculators.registry import PACKAGED
     from stores.records import insert_model
 
-    blob, label, parent_id = find_parent(parent)
-    request = request_id(data.frames, blob, settings, name)
-    if (known := find_trained(request)) is not None:
-        return TrainedMlip(known, True, cache_model(known.model_id, known.load()))
-    name = name or f"mlip-{request.removeprefix('q-')[:8]}"
-    with _log_lines(log) as write:
-        write(
-            {"event": "data", "request_id": request, "parent": label, **_origin(data), "left_out": list(data.left_out)}
-        )
-        result = finetune(data.frames, blob, settings, name=name, progress=progress, log=write)
+    asked, blob, label, parent_id = parent
     if parent_id is None:
-        origin = {"packaged": parent in PACKAGED, "source": label}
-        made = insert_model(blob, kind="mlip", name=label, hyperparameters=origin, provenance=provenance([]))
-        parent_id = made.model_id
+        origin = {"packaged": asked in PACKAGED, "source": label}
+        document = insert_model(blob, kind="mlip", name=label, hyperparameters=origin, provenance=provenance([]))
+        parent_id = document.model_id
     left_out = [*data.left_out, *result.left_out]
-    model = insert_model(
+    return insert_model(
         result.blob,
         kind="mlip",
         name=name,
@@ -125,7 +160,6 @@ def train_mlip(
         metrics={**result.errors, "done": result.done},
         provenance=provenance([*data.inputs, parent_id]),
     )
-    return TrainedMlip(model, False, cache_model(model.model_id, result.blob))
 
 
 def find_parent(name: str) -> tuple[bytes, str, str | None]:

@@ -19,6 +19,16 @@ import numpy as np
 from inv_design.calculators.frame_errors import errors_of
 from inv_design.calculators.frames import Frame, frames_digest
 from inv_design.calculators.replay import Replay, replay_frames
+from inv_design.checkpoint import (
+    Checkpoint,
+    State,
+    load_optimizer,
+    load_random,
+    load_tensors,
+    named_arrays,
+    optimizer_arrays,
+    random_arrays,
+)
 from inv_design.mechanics.evaluate import GPA_PER_EV_A3
 
 if TYPE_CHECKING:
@@ -135,6 +145,7 @@ def finetune(
     name: str = "mace-finetuned",
     progress: Callable[[int, int, str], None] | None = None,
     log: Log | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Finetuned:
     """Return a network that continues ``parent`` on ``frames``, reproducible from the seed.
 
@@ -149,7 +160,9 @@ def finetune(
     progress
         Called with (steps done, steps, text).
     log
-        Called with one JSON-able entry per event: asked, frames, errors, validation, done.
+        Called with one JSON-able entry per event: asked, frames, errors, validation, resumed, done.
+    checkpoint
+        Offered the state after each step; the same call goes on from it.
 
     Raises
     ------
@@ -195,7 +208,7 @@ def finetune(
         replace(f, energy=None) for f in parts["validation"] if f.forces is not None or f.known_pressure is not None
     ]
     run = _Run(tensors, config, settings, frames=learn, validation=stop, replay=replay)
-    learned, done = run.train(progress or (lambda *_: None), log)
+    learned, done = run.train(progress or (lambda *_: None), log, checkpoint or Checkpoint())
     training = {
         "finetuned_from_sha256": given["parent_sha256"],
         "steps": done["best_step"],
@@ -344,6 +357,15 @@ class _Batches:
         self.given.update(rows)
         return rows
 
+    def state(self) -> dict[str, Any]:
+        """Return where the stream stands, JSON-able."""
+        return {"rng": self.rng.bit_generator.state, "queue": self.queue.tolist(), "given": sorted(self.given)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.rng.bit_generator.state = state["rng"]
+        self.queue, self.given = np.array(state["queue"], dtype=int), set(state["given"])
+
     def inputs(
         self, rows: Sequence[int], dtype: torch.dtype
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -408,11 +430,13 @@ class _Run:
         )
         self.average = [parameter.detach().clone() for parameter in self.network.parameters()]
         self.best = [value.clone() for value in self.average]
-        self.best_step = self.taken = 0
+        self.best_step = self.taken = self.done = self.waited = 0
+        self.first: list[float] = []
+        self.lowest: list[float] = []
         self.rates: list[float] = []
 
     def train(
-        self, progress: Callable[[int, int, str], None], log: Log
+        self, progress: Callable[[int, int, str], None], log: Log, checkpoint: Checkpoint
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return (the best averaged weights, what ran), each number of it counted where it happens.
 
@@ -428,49 +452,89 @@ class _Run:
 
         s = self.settings
         every = max(5, s.steps // VALIDATIONS)
-        every_frame = math.ceil(max(len(self.new.frames), len(self.old.frames)) / s.batch)
-        least = max(every_frame, s.steps // 3)  # the rate and the average rise slowly
-        waited = 0
         with reproducible(s.seed), default_dtype(self.dtype):
             seed = torch.initial_seed()
-            first = lowest = self._validated()
-            log({"event": "step", "step": 0, "validation": first})
-            for step in range(1, s.steps + 1):
-                loss = self._step(step)
-                progress(step, s.steps, f"loss {loss:.4f}")
-                if step % every and step < s.steps:
-                    continue
-                current = self._validated()
-                log({"event": "step", "step": step, "rate": self.rates[-1], "loss": loss, "validation": current})
-                if sum(current) < sum(lowest):
-                    lowest, self.best_step, waited = current, step, 0
-                    self.best = [value.clone() for value in self.average]
-                elif step > least:
-                    waited += 1
-                if waited >= s.patience:
-                    break
+            if (saved := checkpoint.resume()) is not None:
+                self._restore(saved)
+                log({"event": "resumed", "step": self.done, "best_step": self.best_step})
+            else:
+                self.first = self.lowest = self._validated()
+                log({"event": "step", "step": 0, "validation": self.first})
+            while self.done < s.steps and self.waited < s.patience:
+                loss = self._step(self.done + 1)
+                self.done += 1
+                progress(self.done, s.steps, f"loss {loss:.4f}")
+                if self.done % every == 0 or self.done == s.steps:
+                    self._judge(loss, log)
+                checkpoint.offer(self._state)
         if self.best_step == 0:
             raise ValueError(
-                f"no validation was better than the parent's ({sum(first):.5f}) in {step} steps: give more frames, "
-                f"a smaller learning rate than {s.rate:g}, or keep the parent"
+                f"no validation was better than the parent's ({sum(self.first):.5f}) in {self.done} steps: give more "
+                f"frames, a smaller learning rate than {s.rate:g}, or keep the parent"
             )
         self._exchange(self.best)
         learned = network_tensors(self.network)
+        saved_steps = s.steps - self.done
         return learned, {
             "parent_tensors": self.start,
             "seed": seed,
             "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
             "rate": max(self.rates),
-            "steps": self.taken + s.steps - step,
+            "steps": self.taken + saved_steps,
             "steps_taken": self.taken,
-            "steps_saved_by_validation": s.steps - step,
+            "steps_saved_by_validation": saved_steps,
             "best_step": self.best_step,
             "train_frames": len(self.new.given),
             "replay_frames": len(self.old.given),
             "elements": _elements([self.new.frames[i] for i in self.new.given]),
             "changed": tensors_digest(learned, s.dtype) != self.start,
-            "validation_loss": {"before": first, "after": lowest},
+            "validation_loss": {"before": self.first, "after": self.lowest},
         }
+
+    def _judge(self, loss: float, log: Log) -> None:
+        """Validate the averaged weights and keep them if they are the best so far."""
+        s = self.settings
+        every_frame = math.ceil(max(len(self.new.frames), len(self.old.frames)) / s.batch)
+        least = max(every_frame, s.steps // 3)  # the rate and the average rise slowly
+        current = self._validated()
+        log({"event": "step", "step": self.done, "rate": self.rates[-1], "loss": loss, "validation": current})
+        if sum(current) < sum(self.lowest):
+            self.lowest, self.best_step, self.waited = current, self.done, 0
+            self.best = [value.clone() for value in self.average]
+        elif self.done > least:
+            self.waited += 1
+
+    def _state(self) -> State:
+        """Return everything that the rest of the run depends on."""
+        return State(
+            {
+                **named_arrays("network", dict(self.network.named_parameters())),
+                **named_arrays("average", _numbered(self.average)),
+                **named_arrays("best", _numbered(self.best)),
+                **optimizer_arrays("optimizer", self.optimizer),
+                **random_arrays(),
+                "rates": np.array(self.rates),
+            },
+            {
+                **{name: getattr(self, name) for name in ("done", "taken", "waited", "best_step", "first", "lowest")},
+                "new": self.new.state(),
+                "old": self.old.state(),
+            },
+        )
+
+    def _restore(self, state: State) -> None:
+        """Go on from a state."""
+        arrays, values = state.tensors, state.values
+        load_tensors("network", dict(self.network.named_parameters()), arrays)
+        load_tensors("average", _numbered(self.average), arrays)
+        load_tensors("best", _numbered(self.best), arrays)
+        load_optimizer("optimizer", self.optimizer, arrays)
+        load_random(arrays)
+        self.rates = arrays["rates"].tolist()
+        for name in ("done", "taken", "waited", "best_step", "first", "lowest"):
+            setattr(self, name, values[name])
+        self.new.restore(values["new"])
+        self.old.restore(values["old"])
 
     def _step(self, step: int) -> float:
         """Take one step on new frames and as many replayed ones; return the loss."""
@@ -531,6 +595,10 @@ class _Run:
             for parameter, value in zip(self.network.parameters(), values, strict=True):
                 parameter.copy_(value)
         return held
+
+
+def _numbered(tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {str(number): tensor for number, tensor in enumerate(tensors)}
 
 
 def _relative_rate(step: int, steps: int) -> float:

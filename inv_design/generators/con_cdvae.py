@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from inv_design.checkpoint import State, load_tensors, named_arrays
 from inv_design.generators.conditions import (
     DERIVED,
     LINEAR,
@@ -37,6 +38,7 @@ from inv_design.generators.drafts import Drafting, Drafts, atomic_radii
 from inv_design.generators.forms import Form, SeenForms, forms_of
 from inv_design.generators.known_crystals import KnownCrystals, plain_crystal
 from inv_design.generators.networks import Networks, Prior, Shapes
+from inv_design.generators.phases import Phases
 from inv_design.generators.property_model import PropertyModel, count_elements
 from inv_design.generators.protocol import Capabilities, Condition, Sample, SavedAsBytes
 from inv_design.generators.repair import contact_ratios, push_apart, symmetrised
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
     from torch import Tensor
 
+    from inv_design.checkpoint import Checkpoint
     from inv_design.generators.protocol import Progress
 
 MIN_LABELS = 30  # crystals that must have a property before a sample can be asked for it
@@ -106,12 +109,14 @@ class ConCDVAE(SavedAsBytes):
         seed: int = 0,
         budget: float | None = None,
         progress: Progress | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> dict[str, float]:
         """Train from scratch (see :class:`~inv_design.generators.protocol.Generator`).
 
         Crystals with more than ``max_sites`` sites in the primitive cell are left out. ``further`` maps the names of
         :data:`~inv_design.generators.conditions.SUPPLIED` to one value per crystal, NaN where unknown; the prior learns
-        them as conditions, beside those that follow from the crystals.
+        them as conditions, beside those that follow from the crystals. ``checkpoint`` is offered the state after each
+        step; the same call goes on from it.
         """
         crystals, targets, further = self._canonical(structures, values, further)
         settings, scale = self.settings, 1.0 if budget is None else budget
@@ -131,7 +136,10 @@ class ConCDVAE(SavedAsBytes):
         steps = tuple(
             max(1, round(scale * n)) for n in (settings.joint_steps, settings.decoder_steps, settings.prior_steps)
         )
-        metrics = self._train(parts, tests, steps, rate=settings.rate, seed=seed, ticker=_Ticker(sum(steps), progress))
+        metrics = self._train(
+            parts, tests, steps, rate=settings.rate, seed=seed, ticker=_Ticker(sum(steps), progress),
+            phases=Phases(self.networks, checkpoint),
+        )  # fmt: skip
         counts = count_elements(padded_numbers(crystals))
         self.property_model = PropertyModel.fit(counts, volumes_of(crystals), targets, volumes, seed=seed)
         self._fit_models(seed)
@@ -149,12 +157,14 @@ class ConCDVAE(SavedAsBytes):
         seed: int = 0,
         budget: float | None = None,
         progress: Progress | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> dict[str, float]:
         """Continue training in place (see :class:`~inv_design.generators.protocol.Generator`).
 
         The new crystals make up ``finetune_share`` of the draws at most; the learning rate is a tenth of that of
         ``fit``; scaling and validation are those of ``fit``; the property model is conditioned on all data. ``further``
         are values of the new crystals as in ``fit``; those of a replay are taken from the crystals carried.
+        ``checkpoint`` is as in ``fit``; to go on from it, begin with the generator as it was before.
         """
         if not self._fitted:
             raise RuntimeError("this Con-CDVAE is not trained; call fit or load a file before finetune")
@@ -173,9 +183,11 @@ class ConCDVAE(SavedAsBytes):
         self.conditions = None if conditions is None else conditions.extended(new, further)
         steps = tuple(max(1, round(scale * settings.finetune_steps * n)) for n in (1.0, 0.6, 1.6))
         parts = make_parts(crystals, targets, self.scaling, weights)
+        torch.manual_seed(seed)  # dropout draws from the global generator
         metrics = self._train(
-            parts, [], steps, rate=settings.rate / 10, seed=seed, ticker=_Ticker(sum(steps), progress)
-        )
+            parts, [], steps, rate=settings.rate / 10, seed=seed, ticker=_Ticker(sum(steps), progress),
+            phases=Phases(self.networks, checkpoint),
+        )  # fmt: skip
         self.property_model = self.property_model.extended(
             count_elements(padded_numbers(crystals)), volumes_of(crystals), targets
         )
@@ -196,45 +208,74 @@ class ConCDVAE(SavedAsBytes):
         rate: float,
         seed: int,
         ticker: _Ticker,
+        phases: Phases,
     ) -> dict[str, float]:
-        networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
+        networks, settings = self.networks, self.settings
         generator = torch.Generator().manual_seed(seed)
         joint, alone, prior = steps
         swaps = Substitutions.of(self.crystals, self.scaling, settings.substitution)
-        best = _Best([networks.encoder, networks.heads, networks.predictor, networks.anchor])
-
-        def stop_early(step: int) -> None:
-            ticker(step, "encoder and heads")
-            if tests and (step % max(20, joint // 20) == 0 or step == joint):
-                best.offer(*validate_heads(networks, tests, weights), step)
-                networks.train()
-
-        metrics = {
-            "joint_loss": train_steps(
-                lambda batch: joint_loss(
-                    networks, batch, weights, generator, substitutions=swaps, dropout=settings.condition_dropout
-                ),
-                [networks.encoder, networks.heads, networks.predictor, networks.anchor],
-                parts, steps=joint, batch=settings.batch, rate=rate, decay=0.01, generator=generator, after=stop_early,
-            )
-        }  # fmt: skip
-        best.restore()
-        metrics |= best.metrics
+        metrics = phases.metrics
+        if not phases.is_over("joint"):
+            self._train_jointly(parts, tests, joint, rate=rate, swaps=swaps, generator=generator, ticker=ticker,
+                                phases=phases)  # fmt: skip
         networks.eval()
         parts = [part.encoded(networks) for part in parts]
         self.latents = Latents.of(parts)
-        metrics["decoder_loss"] = train_steps(
-            self._frozen_loss(swaps, generator), [networks.decoder], parts, steps=alone, batch=settings.batch,
-            rate=rate, generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
-        )  # fmt: skip
+        if not phases.is_over("decoder"):
+            metrics["decoder_loss"] = train_steps(
+                self._frozen_loss(swaps, generator), [networks.decoder], parts, steps=alone, batch=settings.batch,
+                rate=rate, generator=generator, average=0.998, after=lambda step: ticker(joint + step, "decoder"),
+                checkpoint=phases.checkpoint("decoder"),
+            )  # fmt: skip
         if not self._fitted:
-            self.basis = LatentBasis.fit(self.latents.mean)
+            self.basis = phases.basis() or LatentBasis.fit(self.latents.mean)
             self._new_prior()
+        phases.fill_prior()
+        basis = {"basis.origin": self.basis.origin.numpy(), "basis.directions": self.basis.directions.numpy()}
         metrics["prior_loss"] = self._train_prior(
-            prior, rate, generator, lambda step: ticker(joint + alone + step, "prior")
+            prior,
+            rate,
+            generator,
+            lambda step: ticker(joint + alone + step, "prior"),
+            phases.checkpoint("prior", lambda: State(basis)),
         )
         self._round()
         return metrics
+
+    def _train_jointly(
+        self,
+        parts: list[Part],
+        tests: list[Part],
+        steps: int,
+        *,
+        rate: float,
+        swaps: Substitutions,
+        generator: torch.Generator,
+        ticker: _Ticker,
+        phases: Phases,
+    ) -> None:
+        """Train encoder, heads, predictor and anchor, and keep those of the best validation."""
+        networks, settings, weights = self.networks, self.settings, self.settings.loss_weights()
+        modules = [networks.encoder, networks.heads, networks.predictor, networks.anchor]
+        best = _Best(modules)
+        if phases.resumes("joint"):
+            best.fill(phases.saved)
+
+        def stop_early(step: int) -> None:
+            ticker(step, "encoder and heads")
+            if tests and (step % max(20, steps // 20) == 0 or step == steps):
+                best.offer(*validate_heads(networks, tests, weights), step)
+                networks.train()
+
+        phases.metrics["joint_loss"] = train_steps(
+            lambda batch: joint_loss(
+                networks, batch, weights, generator, substitutions=swaps, dropout=settings.condition_dropout
+            ),
+            modules, parts, steps=steps, batch=settings.batch, rate=rate, decay=0.01, generator=generator,
+            after=stop_early, checkpoint=phases.checkpoint("joint", best.state),
+        )  # fmt: skip
+        best.restore()
+        phases.metrics |= best.metrics
 
     def learn_conditions(
         self,
@@ -282,7 +323,14 @@ class ConCDVAE(SavedAsBytes):
         self.networks.shapes = shapes
         self.networks.prior = Prior(shapes)
 
-    def _train_prior(self, steps: int, rate: float, generator: torch.Generator, after: Callable[[int], None]) -> float:
+    def _train_prior(
+        self,
+        steps: int,
+        rate: float,
+        generator: torch.Generator,
+        after: Callable[[int], None],
+        checkpoint: Checkpoint | None = None,
+    ) -> float:
         further = None
         if self.conditions is not None and self.networks.prior.further is not None:
             rows = self.conditions.rows(self.latents.index.numpy())
@@ -290,7 +338,7 @@ class ConCDVAE(SavedAsBytes):
         return train_prior(
             self.networks, self.latents, self.diffusion, self.basis, steps=steps, batch=256, rate=rate,
             condition_dropout=self.settings.condition_dropout, condition_noise=0.05, generator=generator,
-            further=further, after=after,
+            further=further, after=after, checkpoint=checkpoint,
         )  # fmt: skip
 
     def _fit_models(self, seed: int) -> None:
@@ -704,6 +752,21 @@ class _Best:
             self.states = [{k: v.clone() for k, v in module.state_dict().items()} for module in self.modules]
             self.metrics = {"validation_loss": loss, "best_step": float(step)}
             self.metrics |= {f"validation_{name}": value for name, value in shares.items()}
+
+    def state(self) -> State:
+        """Return the best so far for a checkpoint."""
+        tensors: dict[str, np.ndarray] = {}
+        for number, state in enumerate(self.states):
+            tensors |= named_arrays(f"best.{number}", state)
+        return State(tensors, {"best_loss": self.loss, "best_metrics": self.metrics})
+
+    def fill(self, saved: State) -> None:
+        """Go on with the best of a checkpoint."""
+        self.loss, self.metrics = saved.values["best_loss"], dict(saved.values["best_metrics"])
+        if self.metrics:
+            self.states = [{k: v.clone() for k, v in module.state_dict().items()} for module in self.modules]
+            for number, state in enumerate(self.states):
+                load_tensors(f"best.{number}", state, saved.tensors)
 
     def restore(self) -> None:
         """Put the best parameters back, if there are any."""

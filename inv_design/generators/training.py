@@ -9,6 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inv_design.checkpoint import (
+    Checkpoint,
+    State,
+    load_optimizer,
+    load_random,
+    load_tensors,
+    named_arrays,
+    optimizer_arrays,
+    random_arrays,
+)
 from inv_design.generators.crystals import ELEMENTS, cell_volume, electronegativities
 from inv_design.generators.diffusion import LatentDiffusion, score_norm, sigma_of, wrap, wrapped_score
 from inv_design.generators.networks import Cells, Networks
@@ -372,6 +382,7 @@ def train_steps(
     decay: float = 0.0,
     average: float | None = None,
     after: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> float:
     """Run AdamW steps with warm-up and cosine decay; return the mean loss of the last tenth.
 
@@ -385,7 +396,11 @@ def train_steps(
         Decay of the moving average that replaces the parameters at the end; ``None`` keeps the last ones.
     after
         Called with the number of steps done after each.
+    checkpoint
+        Offered the state of the loop after each step, but for the modules' parameters: who passes it keeps those, and
+        puts them back before a call that goes on.
     """
+    checkpoint = checkpoint or Checkpoint()
     parameters = [p for module in modules for p in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     averages = [] if average is None else [Average(module, average) for module in modules]
@@ -394,7 +409,23 @@ def train_steps(
     for module in modules:
         module.train()
     source = batches(parts, batch, generator)
-    for step in range(steps):
+    saved = checkpoint.resume()
+    if saved is not None:
+        for number, mean in enumerate(averages):
+            load_tensors(f"average.{number}", mean.values, saved.tensors)
+            mean.count = saved.values["averaged"]
+        load_optimizer("optimizer", optimiser, saved.tensors)
+        load_random(saved.tensors, generator)
+        losses = saved.tensors["losses"].tolist()
+
+    def state() -> State:
+        tensors = optimizer_arrays("optimizer", optimiser) | random_arrays(generator)
+        for number, mean in enumerate(averages):
+            tensors |= named_arrays(f"average.{number}", mean.values)
+        tensors["losses"] = np.array(losses)
+        return State(tensors, {"step": len(losses), "averaged": averages[0].count if averages else 0})
+
+    for step in range(len(losses), steps):
         progress = step / max(steps, 1)
         factor = min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
         for group in optimiser.param_groups:
@@ -409,6 +440,7 @@ def train_steps(
         losses.append(float(loss.detach()))
         if after is not None:
             after(step + 1)
+        checkpoint.offer(state)
     for mean in averages:
         mean.apply()
     for module in modules:
@@ -511,7 +543,7 @@ class LatentBasis:
         origin = means.mean(0)
         _, widths, directions = torch.linalg.svd(means - origin, full_matrices=False)
         active = int((widths / len(means) ** 0.5 > threshold).sum())
-        return cls(origin, directions[: max(active, 1)].clone())
+        return cls(origin, directions[: max(active, 1)].clone(memory_format=torch.contiguous_format))
 
     def project(self, z: Tensor) -> Tensor:
         """Return components (b, k) of latent vectors (b, d)."""
@@ -536,6 +568,7 @@ def train_prior(
     generator: torch.Generator,
     further: tuple[Tensor, Tensor] | None = None,
     after: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> float:
     """Train the prior on noised latent means (the second step of Con-CDVAE); return the last mean loss.
 
@@ -563,7 +596,7 @@ def train_prior(
     dummy = Part(_empty_cells(), torch.zeros(1, 1, 3), torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.long))
     return train_steps(
         loss_of, [networks.prior], [dummy], steps=steps, batch=1, rate=rate, generator=generator, average=0.995,
-        after=after,
+        after=after, checkpoint=checkpoint,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from inv_design.checkpoint import Checkpoint, State, Within, load_tensors, named_arrays
 from inv_design.predictors import calibration
 from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
 from inv_design.predictors.element_properties import MAX_Z
@@ -97,6 +98,7 @@ class CGCNNEnsemble:
         seed: int = 0,
         warm_start: Predictor | None = None,
         progress: Progress | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> dict[str, Any]:
         """Train the committee; see :meth:`Predictor.fit`.
 
@@ -105,6 +107,9 @@ class CGCNNEnsemble:
         kept; a larger committee continues some networks twice, in another order of the data. A model that was trained
         on everything has seen what would be held out, and errors on it would be too good to be true: then nothing is
         held out, every label trains, and its uncertainty scale is kept.
+
+        ``checkpoint`` is offered the finished networks and the state of the one in training after each epoch; the same
+        call goes on from it.
 
         Returns
         -------
@@ -134,8 +139,8 @@ class CGCNNEnsemble:
         packed = PackedGraphs([graphs[i] for i in train])
         standard = torch.tensor((encoded[train] - self.mean) / self.deviation, dtype=torch.float32)
         batch_weights = torch.tensor(scales[train], dtype=torch.float32)
-        members = []
-        for number in range(self.committee):
+        members, unfinished = self._resumed(checkpoint)
+        for number in range(len(members), self.committee):
             members.append(
                 train_network(
                     packed,
@@ -147,8 +152,10 @@ class CGCNNEnsemble:
                     validation=held_out([f"{seed}/{number}/{names[i]}" for i in train], self.training.validation),
                     start=None if previous is None else previous.members[number % previous.committee],
                     on_epoch=self._reporter(progress, number),
+                    checkpoint=Within(checkpoint or Checkpoint(), lambda: _finished(members), unfinished),
                 )
             )
+            unfinished = None
         self.members = members
         self._measure(graphs, labels, names, test, previous)
         return dict(self.metrics)
@@ -305,6 +312,17 @@ class CGCNNEnsemble:
         self.network = warm_start.network
         return warm_start
 
+    def _resumed(self, checkpoint: Checkpoint | None) -> tuple[list[CGCNN], State | None]:
+        """Return (the networks that are finished, the state of the one in training)."""
+        saved = None if checkpoint is None else checkpoint.resume()
+        if saved is None:
+            return [], None
+        rest, unfinished = Within.split(saved)
+        members = [CGCNN(self.network) for _ in range(rest.values["members"])]
+        for number, member in enumerate(members):
+            load_tensors(f"members.{number}", member.state_dict(), rest.tensors)
+        return [member.eval() for member in members], unfinished
+
     def _reporter(self, progress: Progress | None, number: int) -> Any:
         if progress is None:
             return None
@@ -351,3 +369,11 @@ class CGCNNEnsemble:
             self.metrics |= self.validation.metrics()
             self.scale = calibration.scale_factor(errors[test], raw[test])
         self.metrics["std_scale"] = self.scale
+
+
+def _finished(members: Sequence[CGCNN]) -> State:
+    """Return the state of finished networks."""
+    tensors: dict[str, np.ndarray] = {}
+    for number, member in enumerate(members):
+        tensors |= named_arrays(f"members.{number}", member.state_dict())
+    return State(tensors, {"members": len(members)})

@@ -13,6 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from inv_design.checkpoint import (
+    Checkpoint,
+    State,
+    load_optimizer,
+    load_random,
+    load_tensors,
+    named_arrays,
+    optimizer_arrays,
+    random_arrays,
+)
 from inv_design.predictors.cgcnn import CGCNN, CGCNNConfig, PackedGraphs
 
 if TYPE_CHECKING:
@@ -95,60 +105,122 @@ def train_network(
     validation: np.ndarray | None = None,
     start: CGCNN | None = None,
     on_epoch: Callable[[int, int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> CGCNN:
     """Return a network trained on standardised ``target`` (n,) by the weighted mean absolute error.
 
     ``validation`` (n,) marks crystals that are not trained on but stop the training (:class:`TrainingConfig`).
     ``start`` gives the weights to continue from; ``on_epoch`` is called with (epoch, epochs, mean loss of the epoch),
-    and once with (epochs, epochs, loss) when the training stops early.
+    and once with (epochs, epochs, loss) when the training stops early. ``checkpoint`` is offered the state after each
+    epoch; a training that goes on from it ends in the same weights, bit for bit on the same kind of processor.
     """
     aside = np.zeros(len(graphs), dtype=bool) if validation is None else validation
-    train, judge = torch.from_numpy(np.flatnonzero(~aside)), torch.from_numpy(np.flatnonzero(aside))
-    epochs = training.epochs if start is None else training.warm_epochs
-    rate = training.learning_rate * (1.0 if start is None else training.warm_rate)
+    judge = torch.from_numpy(np.flatnonzero(aside))
+    checkpoint = checkpoint or Checkpoint()
+    on_epoch = on_epoch or (lambda *_: None)
     with reproducible(seed) as generator:
         model = CGCNN(network) if start is None else copy.deepcopy(start)
-        model.train()
-        averaged = copy.deepcopy(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=training.weight_decay)
-        steps = epochs * math.ceil(len(train) / training.batch_size)
-        warm_up = min(WARM_UP_STEPS, 1 + steps // 10)
-        step, began = 0, time.monotonic()
-        best, best_error, best_epoch = averaged, math.inf, 0
-        for epoch in range(epochs):
-            losses = []
-            for order in torch.randperm(len(train), generator=generator).split(training.batch_size):
-                index = train[order]
-                done = step / steps
-                if training.time_budget:
-                    done = max(done, (time.monotonic() - began) / training.time_budget)
-                if done >= 1.0:
-                    break
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * done))
-                batch = graphs.batch(index, strain=training.strain, rattle=training.rattle, generator=generator)
-                loss = (weights[index] * (model(batch) - target[index]).abs()).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-                optimizer.step()
-                step += 1
-                _average(averaged, model, min(training.average, step / (step + 10.0)))
-                losses.append(float(loss.detach()))
-            if not losses:
+        run = _Run(model, training, torch.from_numpy(np.flatnonzero(~aside)), generator, warm=start is not None)
+        if (saved := checkpoint.resume()) is not None:
+            run.restore(saved)
+        while run.epoch < run.epochs:
+            loss = run.train_epoch(graphs, target, weights)
+            if loss is None:
                 break
-            loss_of_epoch = sum(losses) / len(losses)
-            if on_epoch is not None:
-                on_epoch(epoch + 1, epochs, loss_of_epoch)
-            if not len(judge):
-                continue
-            if (error := _error(averaged, graphs, target, judge)) < best_error:
-                best, best_error, best_epoch = copy.deepcopy(averaged), error, epoch
-            elif epoch - best_epoch >= training.patience:
-                if on_epoch is not None:
-                    on_epoch(epochs, epochs, loss_of_epoch)
+            on_epoch(run.epoch, run.epochs, loss)
+            if len(judge) and not run.improves(_error(run.averaged, graphs, target, judge)):
+                on_epoch(run.epochs, run.epochs, loss)
                 break
-    return best.eval()
+            if run.epoch < run.epochs:
+                checkpoint.offer(run.state)
+    return run.best.eval()
+
+
+class _Run:
+    """One training: the network, the moving average of its weights, the best of it, and where the loop stands."""
+
+    def __init__(
+        self, model: CGCNN, training: TrainingConfig, train: torch.Tensor, generator: torch.Generator, *, warm: bool
+    ) -> None:
+        self.model, self.training, self.train, self.generator = model, training, train, generator
+        self.model.train()
+        self.averaged = copy.deepcopy(model)
+        self.epochs = training.warm_epochs if warm else training.epochs
+        self.rate = training.learning_rate * (training.warm_rate if warm else 1.0)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=self.rate, weight_decay=training.weight_decay)
+        self.steps = self.epochs * math.ceil(len(train) / training.batch_size)
+        self.warm_up = min(WARM_UP_STEPS, 1 + self.steps // 10)
+        self.step, self.epoch, self.began = 0, 0, time.monotonic()
+        self.best, self.best_error, self.best_epoch = self.averaged, math.inf, 0
+
+    def train_epoch(self, graphs: PackedGraphs, target: torch.Tensor, weights: torch.Tensor) -> float | None:
+        """Train for one epoch and return its mean loss, ``None`` if the time is over."""
+        losses = []
+        for order in torch.randperm(len(self.train), generator=self.generator).split(self.training.batch_size):
+            index = self.train[order]
+            done = self.step / self.steps
+            if self.training.time_budget:
+                done = max(done, (time.monotonic() - self.began) / self.training.time_budget)
+            if done >= 1.0:
+                break
+            for group in self.optimizer.param_groups:
+                rise = min(1.0, (self.step + 1) / self.warm_up)
+                group["lr"] = self.rate * rise * 0.5 * (1.0 + math.cos(math.pi * done))
+            strain, rattle = self.training.strain, self.training.rattle
+            batch = graphs.batch(index, strain=strain, rattle=rattle, generator=self.generator)
+            loss = (weights[index] * (self.model(batch) - target[index]).abs()).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+            self.optimizer.step()
+            self.step += 1
+            _average(self.averaged, self.model, min(self.training.average, self.step / (self.step + 10.0)))
+            losses.append(float(loss.detach()))
+        if not losses:
+            return None
+        self.epoch += 1
+        return sum(losses) / len(losses)
+
+    def improves(self, error: float) -> bool:
+        """Keep the averaged weights if their error is the least; return whether that was not too long ago."""
+        if error < self.best_error:
+            self.best, self.best_error, self.best_epoch = copy.deepcopy(self.averaged), error, self.epoch
+        return self.epoch - self.best_epoch < self.training.patience
+
+    def state(self) -> State:
+        """Return everything that the rest of the training depends on."""
+        best = {} if self.best is self.averaged else named_arrays("best", self.best.state_dict())
+        return State(
+            {
+                **named_arrays("model", self.model.state_dict()),
+                **named_arrays("averaged", self.averaged.state_dict()),
+                **best,
+                **optimizer_arrays("optimizer", self.optimizer),
+                **random_arrays(self.generator),
+            },
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "best": bool(best),
+                "best_error": self.best_error,
+                "best_epoch": self.best_epoch,
+                "seconds": time.monotonic() - self.began,
+            },
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        arrays, values = state.tensors, state.values
+        load_tensors("model", self.model.state_dict(), arrays)
+        load_tensors("averaged", self.averaged.state_dict(), arrays)
+        if values["best"]:
+            self.best = copy.deepcopy(self.averaged)
+            load_tensors("best", self.best.state_dict(), arrays)
+        load_optimizer("optimizer", self.optimizer, arrays)
+        load_random(arrays, self.generator)
+        self.epoch, self.step = values["epoch"], values["step"]
+        self.best_error, self.best_epoch = values["best_error"], values["best_epoch"]
+        self.began = time.monotonic() - values["seconds"]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from stores.documents.campaign import Campaign
 from stores.documents.campaign_metrics import CampaignMetrics
 from stores.documents.candidate import Candidate
 from stores.documents.candidate_summary import CandidateSummary
+from stores.documents.checkpoint import Checkpoint
 from stores.documents.claim import Claim
 from stores.documents.evaluation import Evaluation
 from stores.documents.model import Model
@@ -27,7 +28,7 @@ AUTHORITATIVE: tuple[type[Record], ...] = (
     Step,
 )
 DERIVED: tuple[type[Derived], ...] = (CandidateSummary, ScreeningQueueItem, CampaignMetrics)
-OPERATIONAL = (Claim,)
+OPERATIONAL = (Claim, Checkpoint)
 """Neither records nor derived from them: what is there only while work is done."""
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "CampaignMetrics",
     "Candidate",
     "CandidateSummary",
+    "Checkpoint",
     "Claim",
     "Derived",
     "Evaluation",

@@ -1,0 +1,156 @@
+"""Preemption: a worker that is told to end (SIGTERM, Ctrl-C) stops its firework, gives it back, and ends.
+
+Slurm sends SIGTERM some time before the walltime if the job asks for it, at ``scancel`` and before it gives the node to
+another job; PBS likewise. FireWorks would take the exception for a failure and the worker for free: it would begin the
+next firework on a node that is about to go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fireworks import LaunchPad
+
+LOG = logging.getLogger(__name__)
+
+GRACE = 10.0
+"""Seconds within which a computation should reach a safe point; then it is cut off where it stands.
+
+Slurm's ``KillWait``, the time from SIGTERM to SIGKILL at ``scancel``, is 30 s by default.
+"""
+DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+"""The signals that end a worker, and what they do where nobody handles them."""
+
+
+class Preempted(BaseException):
+    """The process was told to end by a signal; not an Exception, so that nothing takes it for a failed crystal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class _Watch:
+    """What is known of signals while a firework runs."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.said = 0.0
+        self.safe_points = 0
+        self.reminder: threading.Timer | None = None
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        """Raise :class:`Preempted`, or leave it to the next safe point if there is one; said again after the grace."""
+        now, first = time.monotonic(), self.number is None
+        if not first and now - self.said < GRACE:  # a group of processes may be told twice
+            return
+        self.number, self.said = number, now
+        self.remind()
+        if first and self.safe_points:
+            return
+        raise Preempted(number)
+
+    def remind(self) -> None:
+        """Send the signal again after the grace: a library may have swallowed the exception."""
+        self.forget()
+        self.reminder = threading.Timer(GRACE + 0.1, os.kill, (os.getpid(), self.number))
+        self.reminder.daemon = True
+        self.reminder.start()
+
+    def forget(self) -> None:
+        """Send nothing any more."""
+        if self.reminder is not None:
+            self.reminder.cancel()
+
+
+_watch: _Watch | None = None
+
+
+@contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """Turn the signals that end a worker into :class:`Preempted` while the block runs.
+
+    Only in the main thread, and only where nobody else handles them: `inv-design run` does it itself.
+    """
+    global _watch  # noqa: PLW0603
+    free = threading.current_thread() is threading.main_thread() and _watch is None
+    handled = [s for s, default in DEFAULTS.items() if free and signal.getsignal(s) == default]
+    if not handled:
+        yield
+        return
+    _watch = watch = _Watch()
+    for number in handled:
+        signal.signal(number, watch.on_signal)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, DEFAULTS[number])
+        watch.forget()
+        _watch = None
+
+
+@contextlib.contextmanager
+def safe_points() -> Iterator[None]:
+    """Say that the block calls :func:`stop_here` every few seconds: a first signal waits for that."""
+    watch = _watch
+    if watch is not None:
+        watch.safe_points += 1
+    try:
+        yield
+    finally:
+        if watch is not None:
+            watch.safe_points -= 1
+
+
+def is_asked_to_stop() -> bool:
+    """Return whether the process was told to end."""
+    return _watch is not None and _watch.number is not None
+
+
+def stop_here() -> None:
+    """Raise :class:`Preempted` if the process was told to end."""
+    if _watch is not None and _watch.number is not None:
+        raise Preempted(_watch.number)
+
+
+def put_back(launchpad: LaunchPad, fw_id: int, launch_id: int) -> bool:
+    """Make a firework that this launch runs READY again, so that any worker takes it; return whether it was.
+
+    It has not failed: the launch is archived, and what follows the firework still waits for it. A firework that others
+    have given up or taken over meanwhile is theirs.
+    """
+    running = launchpad.fireworks.find_one({"fw_id": fw_id, "state": "RUNNING"}, {"launches": 1})
+    if running is None or running["launches"][-1:] != [launch_id]:
+        return False
+    launchpad.rerun_fw(fw_id, rerun_duplicates=False)
+    of_ours: dict[str, Any] = {"launch_id": launch_id, "state": "RUNNING"}
+    launchpad.launches.update_one(of_ours, {"$set": {"state": "ARCHIVED"}})
+    return True
+
+
+def end_process(number: int) -> NoReturn:
+    """End this process by a signal, as if nobody had handled it: FireWorks' rocket would go on to the next firework."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
+
+
+def ignore_signals() -> None:
+    """Let nothing but SIGKILL end this process: what is left to do takes moments."""
+    for number in DEFAULTS:
+        signal.signal(number, signal.SIG_IGN)
