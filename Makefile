@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow test-hpc lint bench docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
@@ -26,6 +26,10 @@ test: $(VENV)/installed ## Tests; says what it skipped
 
 test-slow: $(VENV)/installed ## Minutes: kill -9 at random moments, a campaign end to end
 	$(BIN)/python -m pytest -m "slow and not hpc"
+
+test-hpc: $(VENV)/installed ## Slurm and GPAW for real: a campaign on a cluster of one node, kills at random moments
+	tests/hpc/install.sh $(VENV)
+	INV_DESIGN_REQUIRE_WIRE=1 INV_DESIGN_REQUIRE_HPC=1 $(BIN)/python -m pytest -m hpc -s
 
 lint: $(VENV)/installed ## Style, types, layers
 	$(BIN)/ruff check .
