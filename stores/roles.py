@@ -28,7 +28,10 @@ NAMES = {"reader": "invDesignReader", "worker": "invDesignWorker", "curator": "i
 LAUNCHPAD = ("fireworks", "workflows", "launches", "fw_id_assigner", "offline_runs")
 BUILDERS = ("build_states",)
 """What builders keep beside the derived records."""
-FILES = ("artifacts.files", "artifacts.chunks", "fw_gridfs.files", "fw_gridfs.chunks")
+FILES = (
+    "artifacts.files", "artifacts.chunks", "fw_gridfs.files", "fw_gridfs.chunks", "outputs_blobs.files",
+    "outputs_blobs.chunks",
+)  # fmt: skip
 
 READ = ("find", "listIndexes")
 INSERT = (*READ, "insert")

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inv_design.mechanics.stages import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from atomate2.common.flows.elastic import BaseElasticMaker
+    from jobflow import JobStore
     from pymatgen.core import Structure
 
+    from fireworks_specs.flows import JobFailed
     from inv_design.config import CampaignConfig
+
+FOLDER = "dft"
+"""Below the working directory: a folder per crystal, in it one per job."""
+FINAL_JOB = "fit_elastic_tensor"
+"""The job whose output is the flow's."""
+SHORTEST = 0.7  # Å; a cell with atoms nearer than this is no crystal
 
 
 class AtomateElastic:
-    """An elastic tensor by an atomate2 maker, its jobs run one after the other by jobflow in this process."""
+    """An elastic tensor by an atomate2 maker, its jobs run one after the other by jobflow in this process.
+
+    What the jobs give is kept in the JobStore of the campaign's database as they finish.
+    """
 
     method: str
     kind = "elastic"
@@ -35,14 +47,29 @@ class AtomateElastic:
         """Raise RuntimeError with the cure if this worker cannot run the code."""
         raise NotImplementedError
 
+    def failure(self, error: JobFailed) -> tuple[str, str]:
+        """Return (reason, error in one line) of a job that failed."""
+        from inv_design.screening.retries import reason_of
+
+        cause = error.__cause__ or error
+        text = f"{error.name}: {type(cause).__name__}: {cause}"
+        return reason_of(text), text
+
     def protocol(self, _: CampaignConfig) -> dict[str, Any]:
         """Return code versions and settings."""
         from importlib.metadata import version
 
         return {"code": "atomate2", "version": version("atomate2"), "backend": self.method, **self.settings()}
 
-    def compute(self, structures: Sequence[Any], _: CampaignConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    def compute(
+        self, structures: Sequence[Any], _: CampaignConfig, *, tags: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (index, record) of each crystal; a flow that fails is a record, a worker without the code is an error.
+
+        Parameters
+        ----------
+        tags
+            For each crystal what its outputs are marked with in the JobStore; see :func:`run_elastic_flow`.
 
         Raises
         ------
@@ -51,22 +78,83 @@ class AtomateElastic:
         """
         self.require()
         for index, structure in enumerate(structures):
-            yield index, run_elastic_flow(self.maker(), structure)
+            yield index, self.measure(structure, tags[index] if tags else {})
+
+    def measure(self, structure: Structure, tag: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the record of one crystal."""
+        from fireworks_specs.flows import JobFailed
+        from stores.outage import LOST
+
+        if (problem := unphysical(structure)) is not None:
+            return failed(problem) | {"reason": "unphysical"}
+        try:
+            return run_elastic_flow(self.maker(), structure, tag=tag)
+        except LOST:
+            raise
+        except JobFailed as error:
+            reason, text = self.failure(error)
+            return failed(text) | {"reason": reason}
+        except Exception as error:  # a failed flow is a record, never a silence
+            return failed(f"{type(error).__name__}: {error}")
 
 
-def run_elastic_flow(maker: BaseElasticMaker, structure: Structure) -> dict[str, Any]:
-    """Run an elastic flow here and return its record (moduli in GPa)."""
-    from jobflow import JobStore, run_locally
-    from maggma.stores import MemoryStore
+def run_elastic_flow(
+    maker: BaseElasticMaker,
+    structure: Structure,
+    *,
+    tag: Mapping[str, Any] | None = None,
+    store: JobStore | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Run an elastic flow here and return its record (moduli in GPa); ``jobs`` are the ids of its jobs.
 
-    try:
-        flow = maker.make(structure)
-        store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
-        responses = run_locally(flow, create_folders=True, store=store, ensure_success=True, log=False)
-        documents = [r.output for found in responses.values() for r in found.values() if r.output is not None]
-        return record_of(documents)
-    except Exception as error:  # a failed flow is a record, never a silence
-        return failed(f"{type(error).__name__}: {error}")
+    Parameters
+    ----------
+    tag
+        What the outputs are marked with: ``campaign``, ``structure_id``, ``protocol_id``, and for the last one
+        ``kind``, ``method``, ``protocol`` and ``inputs``, of which
+        :func:`fireworks_specs.ingestion.ingest_outputs` makes the calculation if this process does not come to it.
+    store
+        That of the campaign's database by default.
+    folder
+        Where the jobs' folders go: ``dft/STRUCTURE_ID`` in the working directory by default.
+
+    Raises
+    ------
+    fireworks_specs.flows.JobFailed
+        If a job of the flow fails.
+    """
+    from fireworks_specs.flows import run_flow
+    from fireworks_specs.jobstore import campaign_job_store
+
+    tag = dict(tag or {})
+    flow = maker.make(structure)
+    everywhere: dict[str, Any] = {
+        name: tag[name] for name in ("campaign", "structure_id", "protocol_id") if name in tag
+    }
+    flow.update_metadata(everywhere, dynamic=True)
+    flow.update_metadata(tag, name_filter=FINAL_JOB)
+    folder = folder or Path.cwd() / FOLDER / str(tag.get("structure_id", "crystal"))
+    store = store or campaign_job_store()
+    documents = run_flow(flow, store, folder)
+    return record_of(documents) | {"jobs": job_ids(store, flow.uuid)}
+
+
+def unphysical(structure: Structure) -> str | None:
+    """Return what is wrong with a cell that no code should be given, ``None`` if nothing."""
+    import numpy as np
+
+    if not np.isfinite(structure.lattice.matrix).all() or structure.volume < 1e-3:
+        return f"the cell has a volume of {structure.volume:g} Å^3"
+    distances = structure.distance_matrix + np.diag([np.inf] * len(structure))
+    nearest = min(float(distances.min()), *structure.lattice.abc)
+    return f"two atoms are {nearest:.2f} Å apart, less than {SHORTEST} Å" if nearest < SHORTEST else None
+
+
+def job_ids(store: JobStore, flow_id: str) -> list[str]:
+    """Return the ids of a flow's jobs in the order in which they were finished."""
+    found = store.docs_store.query({"hosts": flow_id}, ["uuid"], sort={"completed_at": 1})
+    return list(dict.fromkeys(document["uuid"] for document in found))
 
 
 def record_of(documents: Sequence[Any]) -> dict[str, Any]:

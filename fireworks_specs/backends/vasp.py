@@ -9,8 +9,23 @@ from fireworks_specs.backends.atomate import AtomateElastic
 if TYPE_CHECKING:
     from atomate2.vasp.flows.elastic import ElasticMaker
 
-INCAR = {"GGA": "PE", "ENCUT": 700, "EDIFF": 1e-8, "EDIFFG": -0.01, "KSPACING": 0.1, "LREAL": False}
-"""PBE, 700 eV, 1e-5 meV between electronic steps, 0.01 eV/Å, k points 0.1 1/Å apart."""
+    from fireworks_specs.flows import JobFailed
+
+PAPER = {"GGA": "PE", "ENCUT": 700, "EDIFF": 1e-8, "EDIFFG": -0.01, "KSPACING": 0.1}
+"""PBE, 700 eV, 1e-5 meV between electronic steps, 0.01 eV/Å, k points 0.1 1/Å apart.
+
+The spacing is VASP's, of reciprocal vectors with the factor 2π: without it metals would have a fifth of the k points
+along each axis that the training data had (7000 per reciprocal atom).
+"""
+
+OURS = {"KGAMMA": True, "ISMEAR": 1, "SIGMA": 0.2, "LREAL": False, "LVTOT": False}
+"""What the paper leaves open: grids through Γ, which have the symmetry of hexagonal cells; smearing that has forces in
+metals (atomate2's strained cells have the tetrahedron method); projection in reciprocal space; no potential on disk."""
+
+INCAR = {**PAPER, **OURS}
+
+POLLING = {"polling_time_step": 1, "monitor_freq": 300}
+"""Of custodian: whether VASP has ended is looked at every second, not every 10; its monitors every 300 s as always."""
 
 
 class Vasp(AtomateElastic):
@@ -30,23 +45,56 @@ class Vasp(AtomateElastic):
         strained = ElasticRelaxMaker()
         strained.input_set_generator.user_kpoints_settings = {}  # KSPACING rules, as in the paper
         relaxed: Any = DoubleRelaxMaker.from_relax_maker(TightRelaxMaker())
-        maker: Any = ElasticMaker(bulk_relax_maker=relaxed, elastic_relax_maker=strained)
-        updated: ElasticMaker = update_user_incar_settings(maker, INCAR)
+        maker: Any = ElasticMaker(bulk_relax_maker=relaxed, elastic_relax_maker=strained, max_failed_deformations=0)
+        maker = update_user_incar_settings(maker, INCAR)
+        double = maker.bulk_relax_maker
+        for job in (double.relax_maker1, double.relax_maker2, maker.elastic_relax_maker):
+            job.run_vasp_kwargs = {"handlers": handlers(), "custodian_kwargs": dict(POLLING)}
+        updated: ElasticMaker = maker
         return updated
 
     def settings(self) -> dict[str, Any]:
         """Return the INCAR updates; everything else is atomate2's, whose version is in the protocol."""
         return {"incar": dict(INCAR)}
 
+    def failure(self, error: JobFailed) -> tuple[str, str]:
+        """Return (reason, error in one line) of a job that failed, by custodian's verdict and the job's files."""
+        from fireworks_specs.backends.vasp_failures import failure_of
+
+        return failure_of(error)
+
     def require(self) -> None:
         """Raise RuntimeError unless VASP and the POTCARs are set up on this worker."""
+        import shlex
         import shutil
 
         from atomate2 import SETTINGS
         from pymatgen.core import SETTINGS as PYMATGEN
 
-        program = SETTINGS.VASP_CMD.split()[-1]
-        if shutil.which(program) is None:
-            raise RuntimeError(f"VASP_CMD is {SETTINGS.VASP_CMD!r}, but {program!r} is not on this worker's PATH")
+        command = shlex.split(SETTINGS.VASP_CMD)
+        for program in dict.fromkeys(command[:1] + command[-1:]):  # what launches, and VASP
+            if shutil.which(program) is None:
+                raise RuntimeError(f"VASP_CMD is {SETTINGS.VASP_CMD!r}, but {program!r} is not on this worker's PATH")
         if not PYMATGEN.get("PMG_VASP_PSP_DIR"):
             raise RuntimeError("PMG_VASP_PSP_DIR is not set; run `pmg config -p` with your POTCARs")
+
+
+def handlers() -> list[Any]:
+    """Return custodian's handlers: atomate2's, and one that ends a run in order before Slurm's limit of time."""
+    import os
+
+    from atomate2.vasp.run import DEFAULT_HANDLERS
+    from custodian.vasp.handlers import WalltimeHandler
+
+    if (left := _seconds_left(os.environ)) is None:
+        return list(DEFAULT_HANDLERS)
+    os.environ.pop("CUSTODIAN_WALLTIME_START", None)  # an earlier flow of this process; ``left`` counts from now
+    return [*DEFAULT_HANDLERS, WalltimeHandler(wall_time=left)]
+
+
+def _seconds_left(environment: Any) -> int | None:
+    """Return how long a Slurm job may still run, in seconds, ``None`` where nothing says so."""
+    import time
+
+    end = environment.get("SLURM_JOB_END_TIME", "")
+    return max(int(end) - int(time.time()), 1) if end.isdigit() else None

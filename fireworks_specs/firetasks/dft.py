@@ -26,8 +26,11 @@ class DftTask(CampaignTask):
     def work(self) -> None:
         """Compute what has no result under the protocol yet and no other worker is at work on."""
         from fireworks_specs.backends import get_backend
+        from fireworks_specs.backends.atomate import AtomateElastic
+        from fireworks_specs.ingestion import ingest_outputs, provenance_inputs
         from fireworks_specs.protocols import dft_protocol, mlip_protocol, round_calculator
         from inv_design.mechanics.stages import failed
+        from stores.protocol import protocol_id
 
         stage = self.config.stages.dft
         backend = get_backend(stage)
@@ -36,6 +39,7 @@ class DftTask(CampaignTask):
         where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
         text = f"round {self['round']}: stage III, {backend.label}"
         done = self.get("before", 0)
+        ingest_outputs(self["structure_ids"], protocol_id=protocol_id(protocol))  # what a killed firework finished
         with Claims(campaign=self["campaign"], stage="dft") as claims:
             for todo in to_compute(claims, self["structure_ids"], backend.kind, protocol, retries=stage.retries):
                 starts = {i: relaxed_structure(i, by) for i in todo}
@@ -43,11 +47,21 @@ class DftTask(CampaignTask):
                     record = failed(f"structure {missing} is not in the database")
                     insert_result(record, missing, **where, provenance=self.provenance([]), claims=claims)
                 ids = [i for i in todo if starts[i][1] is not None]
-                for index, record in backend.compute([starts[i][1] for i in ids], self.config):
-                    provenance = self.provenance([ids[index], starts[ids[index]][0]])
+                tags = [self._tag(i, starts[i][0], where) for i in ids]
+                options: dict[str, Any] = {"tags": tags} if isinstance(backend, AtomateElastic) else {}
+                for index, record in backend.compute([starts[i][1] for i in ids], self.config, **options):
+                    provenance = self.provenance(provenance_inputs(tags[index], record.get("jobs", [])))
                     insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
                     done += 1
                     report(text, done, self.get("total", len(self["structure_ids"])))
+
+    def _tag(self, structure_id: str, parent: str, where: dict[str, Any]) -> dict[str, Any]:
+        """Return what the JobStore is told of a calculation, so that its outputs can be ingested."""
+        from stores.protocol import protocol_id
+
+        inputs = list(dict.fromkeys([structure_id, parent]))
+        place = {"campaign": self["campaign"], "structure_id": structure_id, "inputs": inputs}
+        return {**place, **where, "protocol_id": protocol_id(where["protocol"])}
 
 
 def relaxed_structure(structure_id: str, protocol: dict[str, Any]) -> tuple[str, Any]:

@@ -27,16 +27,20 @@ class ElasticTask(CampaignTask):
 
     def work(self) -> None:
         """Compute what has no result under the protocol yet and no other worker is at work on."""
+        from fireworks_specs.firetasks.train_mlip import fetch_calculator
         from fireworks_specs.pool import map_structures
-        from fireworks_specs.protocols import mlip_protocol
+        from fireworks_specs.protocols import mlip_protocol, round_calculator
         from inv_design.mechanics.stages import failed, measure_elasticities
 
         stage = self.config.stages.mlip
-        where: dict[str, Any] = {"kind": "elastic", "method": "mlip", "protocol": mlip_protocol(self.config)}
-        text = f"round {self['round']}: stage II, {stage.calculator}"
+        calculator = round_calculator(self["campaign"], self.config, self["round"])
+        fetch_calculator(calculator)
+        protocol = mlip_protocol(self.config, calculator)
+        where: dict[str, Any] = {"kind": "elastic", "method": "mlip", "protocol": protocol}
+        text = f"round {self['round']}: stage II, {calculator}"
         done = self.get("before", 0)
         with Claims(campaign=self["campaign"], stage="mlip") as claims:
-            shares = to_compute(claims, self["structure_ids"], where["kind"], where["protocol"], retries=stage.retries)
+            shares = to_compute(claims, self["structure_ids"], where["kind"], protocol, retries=stage.retries)
             for todo in shares:
                 structures = structures_by_id(todo)
                 for missing in (i for i in todo if i not in structures):
@@ -46,7 +50,7 @@ class ElasticTask(CampaignTask):
                 records = map_structures(
                     measure_elasticities,
                     [structures[i] for i in ids],
-                    calculator=stage.calculator,
+                    calculator=calculator,
                     fmax=stage.fmax,
                     max_steps=stage.max_steps,
                     keep_structure=stage.keep_structure,
@@ -98,8 +102,10 @@ def insert_result(
     protocol: dict[str, Any],
     provenance: dict[str, Any],
     claims: Claims | None = None,
-) -> None:
+) -> bool:
     """Insert the relaxed structure and the calculation of a computed record, then release the claim of it.
+
+    Returns whether the calculation is new.
 
     A failed record may have a ``reason`` of :data:`inv_design.screening.retries.FAILURES`; else its error tells it. A
     completed one is inserted although a failure came first: it is a further attempt then.
@@ -152,3 +158,4 @@ def insert_result(
         LOG.warning("another worker was faster with %s of %s; its result counts", kind, structure_id)
     if claims is not None:
         claims.release([key])
+    return new

@@ -9,6 +9,7 @@ from stores.documents.checkpoint import Checkpoint
 from stores.documents.claim import Claim
 from stores.documents.evaluation import Evaluation
 from stores.documents.model import Model
+from stores.documents.output import Output
 from stores.documents.prediction import Prediction
 from stores.documents.record import Derived, Record
 from stores.documents.screening_queue import ScreeningQueueItem
@@ -28,7 +29,7 @@ AUTHORITATIVE: tuple[type[Record], ...] = (
     Step,
 )
 DERIVED: tuple[type[Derived], ...] = (CandidateSummary, ScreeningQueueItem, CampaignMetrics)
-OPERATIONAL = (Claim, Checkpoint)
+OPERATIONAL = (Claim, Checkpoint, Output)
 """Neither records nor derived from them: what is there only while work is done."""
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Derived",
     "Evaluation",
     "Model",
+    "Output",
     "Prediction",
     "Record",
     "ScreeningQueueItem",

@@ -1,0 +1,87 @@
+"""Why a VASP job failed: told from custodian's verdict and from the files that the job left."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fireworks_specs.flows import JobFailed
+
+MEMORY = re.compile(
+    r"oom.?kill|out of memory|would exceed memory limit|cannot allocate memory|insufficient virtual", re.I
+)
+TIME = re.compile(r"DUE TO TIME LIMIT|walltime .*exceeded", re.I)
+FINISHED = "General timing and accounting"
+TAIL = 20_000  # characters of a log that are looked at
+
+
+def failure_of(failed: JobFailed) -> tuple[str, str]:
+    """Return (reason, error in one line) of a job that failed; the reason is one of ``FAILURES``.
+
+    What the logs say of memory and time comes first: a job that is killed for either ends like any other that is
+    killed. Then what custodian tried: what it could not correct lasts.
+    """
+    cause = failed.__cause__ or failed
+    text = f"{failed.name}: {type(cause).__name__}: {' '.join(str(cause).split())}"
+    folder = failed.folder
+    logs = "".join(read(folder / name)[-TAIL:] for name in ("std_err.txt", "vasp.out"))
+    corrections = custodian_corrections(folder)
+    handlers = [correction["handler"] for correction in corrections]
+    errors = sorted({error for correction in corrections for error in correction["errors"]})
+    if errors:
+        text += f" (custodian met: {', '.join(errors)})"
+    if MEMORY.search(logs) or "out_of_memory" in errors:
+        return "out_of_memory", text
+    if TIME.search(logs) or "WalltimeHandler" in handlers:
+        return "out_of_time", text
+    kind = type(cause).__name__
+    if kind in ("ValidationError", "ReturnCodeError"):
+        if FINISHED in read(folder / "OUTCAR")[-TAIL:]:
+            return ("truncated_output" if kind == "ValidationError" else "error"), text
+        return "killed", f"{text}; OUTCAR has no end"
+    return convergence_of(folder) or "error", text
+
+
+def convergence_of(folder: Path) -> str | None:
+    """Return which loop a run that came to its end did not converge, ``None`` if both did or nothing can be read."""
+    from pymatgen.io.vasp import Vasprun
+
+    path = next((p for p in (folder / "vasprun.xml", folder / "vasprun.xml.gz") if p.exists()), None)
+    if path is None:
+        return None
+    try:
+        run = Vasprun(path, parse_dos=False, parse_eigen=False, parse_potcar_file=False)
+    except Exception:  # a damaged file is no verdict
+        return None
+    if not run.converged_electronic:
+        return "electronic_nonconvergence"
+    return None if run.converged_ionic else "ionic_nonconvergence"
+
+
+def custodian_corrections(folder: Path) -> list[dict[str, Any]]:
+    """Return ``{"errors", "handler"}`` of each error that custodian met, in their order; nothing if it left no log."""
+    try:
+        entries = json.loads(read(folder / "custodian.json") or "[]")
+    except json.JSONDecodeError:
+        return []
+    return [
+        {"errors": c.get("errors") or [], "handler": (c.get("handler") or {}).get("@class", "")}
+        for entry in entries
+        for c in entry.get("corrections", [])
+    ]
+
+
+def read(path: Path) -> str:
+    """Return the text of a file, or of its gzipped form; ``""`` if there is neither."""
+    if path.exists():
+        return path.read_text(errors="replace")
+    packed = path.with_name(path.name + ".gz")
+    if packed.exists():
+        with gzip.open(packed, "rt", errors="replace") as text:
+            return text.read()
+    return ""
