@@ -9,8 +9,8 @@ from atomate2.ase.jobs import AseRelaxMaker
 from atomate2.common.flows.elastic import BaseElasticMaker
 from jobflow import Flow, Maker, Response, job
 
-from inv_design.calculators.gpaw_calculator import GpawCalculator
-from inv_design.calculators.gpaw_settings import MIN_MOMENT, k_grid
+from inv_design.calculators.gpaw_calculator import GpawCalculator, has_moment
+from inv_design.calculators.gpaw_settings import k_grid
 from inv_design.config import GpawConfig
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def of_relaxed(calculator_kwargs: dict[str, Any], relaxed: AseStructureTaskDoc) 
     spinpol = None
     if calculator_kwargs["config"]["spin"] == "auto":
         steps: Any = relaxed.output.ionic_steps
-        spinpol = max(abs(moment) for moment in steps[-1].magmoms or [0.0]) >= MIN_MOMENT
+        spinpol = has_moment({"magmoms": steps[-1].magmoms or [0.0]})
     return {**calculator_kwargs, "size": grid_of(relaxed.structure, calculator_kwargs), "spinpol": spinpol}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ from inv_design.calculators.gpaw_settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Self
 
     from ase import Atoms
@@ -56,7 +58,8 @@ class GpawCalculator(Calculator):
     size
         The grid of k points; ``None``: that of the first crystal, see :func:`~.gpaw_settings.k_grid`.
     spinpol
-        Whether to compute with spin; ``None``: as ``config.spin`` says for the first crystal.
+        Whether to compute with spin; ``None``: as ``config.spin`` says for the first crystal. With ``auto``, crystals
+        that follow one without a moment are computed without spin, in half the time.
     keep
         Whether to read and write kept results.
 
@@ -97,12 +100,6 @@ class GpawCalculator(Calculator):
             self._process.close()
             self._process = None
 
-    @property
-    def magnetic(self) -> bool:
-        """Whether an atom of the last crystal has a moment; without spin none has."""
-        moments = np.asarray(self.results.get("magmoms", 0.0))
-        return bool(np.abs(moments).max() >= MIN_MOMENT)
-
     def settings(self, atoms: Atoms) -> dict[str, Any]:
         """Return GPAW's settings; the first crystal fixes the k points and whether there is spin."""
         if self.size is None:
@@ -141,6 +138,9 @@ class GpawCalculator(Calculator):
             results = self._compute(crystal, settings)
             if self.keep:
                 write_result(path, results)
+        if self.config.spin == "auto" and self.spinpol and not has_moment(results):
+            self.close()
+            self.spinpol, self.implemented_properties = False, list(QUANTITIES)
         found = {k: v for k, v in results.items() if k in self.implemented_properties}
         self.results = {k: np.array(v) if isinstance(v, list) else v for k, v in found.items()}
         self.evaluations.append(evaluation_of(crystal, settings, results) | {"kept": kept})
@@ -167,6 +167,11 @@ class GpawCalculator(Calculator):
         except Exception:
             self.close()
             raise
+
+
+def has_moment(results: dict[str, Any]) -> bool:
+    """Return whether an atom has a moment; in results without spin none has."""
+    return bool(np.abs(results.get("magmoms", 0.0)).max() >= MIN_MOMENT)
 
 
 def evaluation_of(atoms: Atoms, settings: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
@@ -286,12 +291,25 @@ class GpawCommand(MPICommand):
 
     def execute(self) -> subprocess.Popen[bytes]:
         """Start the process; threads below MPI would only fight each other."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipe, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                self.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+                self.argv,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=errors,
+                env=environment,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one system call
             )
         return self.process
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Return what a new process calls so that it does not compute on for hours after its worker was killed (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, set_death_signal = ctypes.CDLL(None).prctl, 1
+    return lambda: prctl(set_death_signal, signal.SIGTERM)
 
 
 def mpi_launcher() -> list[str]:

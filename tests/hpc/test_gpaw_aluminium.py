@@ -7,6 +7,8 @@ import io
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -124,7 +126,38 @@ def test_iron_keeps_its_moment() -> None:
         atoms.calc = calculator
         atoms.get_potential_energy()
         assert atoms.get_magnetic_moment() == pytest.approx(2.2, abs=0.3)
-        assert calculator.magnetic
+        assert calculator.spinpol
+
+
+def test_a_crystal_without_moment_goes_on_without_spin() -> None:
+    atoms = bulk("NiAl", "cesiumchloride", a=2.9)
+    with GpawCalculator(GpawConfig(cutoff=350, k_density=4.0)) as calculator:
+        for length in (2.90, 2.91):
+            atoms.set_cell([length] * 3, scale_atoms=True)
+            atoms.calc = calculator
+            atoms.get_stress()
+        assert [e["spinpol"] for e in calculator.evaluations] == [True, False]
+        energies = [e["energy_per_atom"] for e in calculator.evaluations]
+    assert abs(energies[1] - energies[0]) < 0.01  # one scale of energies, with and without spin
+
+
+def test_a_killed_worker_takes_its_gpaw_along(tmp_path: Path) -> None:
+    program = (
+        "from ase.build import bulk\n"
+        "from inv_design.config import GpawConfig\n"
+        "from inv_design.calculators.gpaw_calculator import GpawCalculator\n"
+        "atoms = bulk('Al'); atoms.calc = GpawCalculator(GpawConfig(cutoff=600, k_density=9), keep=False)\n"
+        "atoms.get_stress()\n"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (found := children(worker.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    worker.kill()
+    worker.wait()
+    while alive(found[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(found[0])
 
 
 def test_a_killed_gpaw_is_a_failure_and_the_next_attempt_goes_on() -> None:
@@ -156,8 +189,16 @@ def kept() -> list[Path]:
     return sorted(results_folder().glob("*.json"))
 
 
-def children() -> list[int]:
-    """Return the processes of GPAW that this process started."""
-    tasks = Path("/proc/self/task").glob("*/children")
+def children(parent: int | str = "self") -> list[int]:
+    """Return the processes of GPAW that a process started."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
     found = [int(pid) for path in tasks for pid in path.read_text().split()]
     return [pid for pid in found if b"subprocesscalculator" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs; one that nobody has waited for is dead."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
