@@ -165,7 +165,7 @@ class SlurmCampaign:
         """Cancel its jobs and let go of the database."""
         for job in self.slurm.jobs():
             self.slurm.call("scancel", job)
-        self.wait_for_jobs(30)
+        self.wait_for_jobs(90)
         self.client.close()
 
     def _run(self, module: str, *words: str) -> subprocess.CompletedProcess[str]:

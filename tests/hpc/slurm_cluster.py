@@ -46,7 +46,7 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
-KillWait=5
+KillWait=30
 MessageTimeout=60
 InactiveLimit=0
 OverTimeLimit=0
@@ -119,7 +119,7 @@ class SlurmCluster:
         if len(self._daemons) == 3 and all(daemon.poll() is None for daemon in self._daemons):
             with suppress(subprocess.TimeoutExpired):
                 self.call("scancel", "--user", "root")
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 40
                 while self.jobs() and time.monotonic() < deadline:
                     time.sleep(0.5)
         for daemon in reversed(self._daemons):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,38 @@ def test_a_campaign_runs_on_slurm(new_campaign: Callable[..., Any]) -> None:
     check_result(campaign)
     check_routing(campaign)
     check_scripts(campaign)
+
+
+def test_the_end_of_the_wall_time_costs_no_work(new_campaign: Callable[..., Any]) -> None:
+    """Slurm tells workers to end within their first minute; they give their fireworks back, and others go on."""
+    text = TEXT.replace("calculator: emt", "calculator: 'slow_emt:SlowEMT'").replace("rounds: 1", "rounds: 0")
+    text = text.replace("samples_per_round: 24, chunk: 8", "samples_per_round: 8, chunk: 8")
+    environment = {"PYTHONPATH": path_with(Path(__file__).parent), "SLOW_EMT_SECONDS": "0.05"}
+    edits = {kind: {**SMALL[kind], "walltime": "00:02:00", "signal": "B:TERM@60"} for kind in SMALL}
+    campaign = new_campaign("short", text, environment=environment, edits=edits)
+    campaign.call("launch")
+    with campaign.fed():
+        deadline = time.monotonic() + SECONDS
+        while not campaign.finished():
+            assert time.monotonic() < deadline, campaign.diagnosis()
+            time.sleep(1)
+    campaign.wait_for_jobs(120)
+    given_back = list(campaign.db["launches"].find({"state": "ARCHIVED"}))
+    errors = "\n".join(path.read_text() for path in campaign.folder.glob("block_*/launcher_*/*.error"))
+    print(f"{len(campaign.scripts())} jobs, {len(given_back)} fireworks given back")
+    assert given_back, errors[-2000:]
+    assert errors.count("it is READY again") == len(given_back)
+    assert "DUE TO TIME LIMIT" not in errors  # nobody was there any more when the time was over
+    states = Counter(d["state"] for d in campaign.db["launches"].find({}, {"state": 1}))
+    assert set(states) == {"COMPLETED", "ARCHIVED"}, campaign.diagnosis()
+    assert campaign.db["fireworks"].distinct("state") == ["COMPLETED"]
+    keys = [(d["structure_id"], d["kind"], d["protocol_id"]) for d in campaign.db["calculations"].find()]
+    assert len(keys) == len(set(keys))
+
+
+def path_with(folder: Path) -> str:
+    """Return the import path of this process's environment with a further folder."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def reserve_one(campaign: Any) -> None:

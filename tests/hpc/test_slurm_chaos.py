@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,14 +33,18 @@ SECONDS = 1500
 TEXT = """\
 name: chaos
 targets: {bulk_modulus_vrh: 150 GPa}
-data: {elements: [Al, Cu, Ag, Au, Ni, Pd, Pt], exclude: [], max_entries: 60}
-generator: {name: substitution, samples_per_round: 24, chunk: 8, max_sites: 8}
+data: {elements: [Al, Cu, Ag, Au, Ni, Pd, Pt], exclude: [], max_entries: 30}
+generator: {name: substitution, samples_per_round: 12, chunk: 4, max_sites: 8}
 stages:
   predictor: {model: extra_trees, tolerance: 0.5}
-  mlip: {calculator: emt, tolerance: 0.5, chunk: 4, keep_structure: {ltol: 0.3, stol: 0.5, angle_tol: 10}}
-  dft: {backend: surrogate, calculator: emt, budget_per_round: 6}
-evaluation: {targets: [120, 150], samples: 2}
-rounds: 3
+  mlip:
+    calculator: 'slow_emt:SlowEMT'
+    tolerance: 0.5
+    chunk: 2
+    keep_structure: {ltol: 0.3, stol: 0.5, angle_tol: 10}
+  dft: {backend: surrogate, calculator: 'slow_emt:SlowEMT', budget_per_round: 3}
+evaluation: {targets: [120, 150], samples: 1}
+rounds: 2
 """
 ADAPTERS = {
     "gpu": {"cpus_per_task": 1, "gres": None, "walltime": "00:20:00", "signal": None},
@@ -149,6 +154,8 @@ def beat(campaign: Any, blows: Blows, watch: Watch) -> None:
             assert now < deadline, f"{dict(blows.counts)}\n{campaign.diagnosis()}\n{campaign.log('tidy.log')}"
             if now >= next_blow and blows.total < BLOWS and blows.strike(campaign):
                 watch.look(campaign, f"after blow {blows.total}")
+                if blows.total % 10 == 0:
+                    print(f"{blows.total} blows, {sum(map(len, watch.seen.values()))} records", flush=True)
                 next_blow = now + blows.rng.uniform(*GAP)
             if now >= next_tidy and (tidying is None or tidying.poll() is not None):
                 tidying, next_tidy = tidy(campaign, blows.rng), now + TIDY_SECONDS
@@ -160,8 +167,10 @@ def beat(campaign: Any, blows: Blows, watch: Watch) -> None:
 
 
 def test_blows_at_random_moments_lose_and_double_nothing(slurm: Any, new_campaign: Callable[..., Any]) -> None:
-    environment = {"INV_DESIGN_LEASE": str(LEASE)}
-    quiet = new_campaign("quiet", TEXT)
+    folders = filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    quick = {"INV_DESIGN_LEASE": str(LEASE), "PYTHONPATH": os.pathsep.join(folders)}
+    environment = quick | {"SLOW_EMT_SECONDS": "0.01"}
+    quiet = new_campaign("quiet", TEXT, environment=quick)
     began = time.monotonic()
     quiet.call("run")
     print(f"undisturbed, in one process: {time.monotonic() - began:.0f} s")
