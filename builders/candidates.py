@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from builders.base import CampaignBuilder, newest, one_line
 from builders.candidate_summary import PROPERTY, place_of, summarise_candidate, summary_settings
 from builders.duplicates import order_members, search_for
+from builders.potentials import calculator_in, is_of_stage, round_calculators
 from builders.state import digest
 from builders.training_members import training_set_ids
 from inv_design.screening.retries import attempt_of
 from stores.protocol import content_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from builders.duplicates import DuplicateSearch
     from inv_design.config import CampaignConfig
@@ -48,7 +49,7 @@ class CandidateBuilder(CampaignBuilder):
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     """
 
-    version = "5"
+    version = "6"
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class CandidateBuilder(CampaignBuilder):
             done = {}
         sound, damaged = self._sort_out(candidates)
         search, complete = self._find_duplicates(name, config, sound, done)
-        items = [*self._assemble(name, settings, sound, search), *damaged]
+        items = [*self._assemble(config, settings, sound, search), *damaged]
         expected = [(item["candidate"]["candidate_id"], item["input_hash"]) for item in items]
         stale = [i for i in items if i["input_hash"] is None or _hash_of(done, i) != i["input_hash"]]
         self._renew_keys(items, done)
@@ -201,19 +202,24 @@ class CandidateBuilder(CampaignBuilder):
         return sound, damaged
 
     def _assemble(
-        self, name: str, settings: str, candidates: Sequence[Document], search: DuplicateSearch
+        self, config: CampaignConfig, settings: str, candidates: Sequence[Document], search: DuplicateSearch
     ) -> Iterator[Document]:
+        name = config.name
         ids = [c["structure_id"] for c in candidates]
         predictions = _by_structure(
             self.fetch("predictions", "structure_id", ids, properties={"provenance.versions": 0})
         )
         calculations = _by_structure(self.fetch("calculations", "structure_id", ids, properties=HEAVY))
         predictors = self._predictors(name)
+        judges = self._potentials(name)
+        by_judge = self._judged_by(config)
         for candidate in candidates:
             identity, structure = candidate["candidate_id"], candidate["structure_id"]
             records = calculations.get(structure, [])
             try:
-                attempts = {s: _attempts(r for r in records if self._counts(r, s)) for s in ("mlip", "dft")}
+                judge = calculator_in(config, judges, candidate["round"])
+                mine = [r for r in records if r["kind"] != "elastic" or by_judge(r["protocol_id"], judge)]
+                attempts = {s: _attempts(r for r in mine if self._counts(r, s)) for s in ("mlip", "dft")}
                 item = _item(
                     candidate,
                     predictions=self._predictions(
@@ -276,6 +282,30 @@ class CandidateBuilder(CampaignBuilder):
             except Exception as error:  # whatever is wrong with it concerns this crystal alone
                 self.logger.error("%s cannot be compared: %s", document["structure_id"], one_line(error))
         return found
+
+    def _potentials(self, name: str) -> dict[int, str]:
+        """Return round -> calculator of the rounds that have a potential of their own."""
+        query: Document = {"campaign": name, "kind": "mlip"}
+        fields = ["round", "kind", "model_id", "hyperparameters"]
+        found = self.read["models"].query(query, properties=fields)
+        return round_calculators(self.legible(found, "model_id"))
+
+    def _judged_by(self, config: CampaignConfig) -> Callable[[str, str], bool]:
+        """Return a function of (protocol id, calculator): whether it is the campaign's stage II with that calculator.
+
+        Results by other potentials, of other campaigns or of none, stand beside the campaign's and are not looked at.
+        """
+        protocols: dict[str, Document] = {}
+
+        def judged(protocol: str, calculator: str) -> bool:
+            if protocol not in protocols:
+                query = {"kind": "elastic", "protocol_id": protocol}
+                record = self.read["calculations"].query_one(query, properties=["method", "protocol"]) or {}
+                protocols[protocol] = record
+            record = protocols[protocol]
+            return record.get("method") != "mlip" or is_of_stage(record.get("protocol"), calculator, config.stages.mlip)
+
+        return judged
 
     def _predictors(self, name: str) -> dict[int, set[str]]:
         """Return round -> ids of the predictors that belong to it.

@@ -167,7 +167,7 @@ def next_candidates(
         Summaries of earlier rounds: their labels tell how far the stage-II potential is off.
     """
     rounds = list(summaries)
-    error = judge_error(judged_and_labelled(earlier))
+    error = judge_error(judged_and_labelled(same_judge(rounds, earlier)))
     budgets = {"mlip": config.stages.mlip.budget_per_round, "dft": config.stages.dft.budget_per_round}
     first, *others = config.objectives
     queue: list[Document] = []
@@ -206,6 +206,19 @@ def remaining_budget(summaries: Iterable[Mapping[str, Any]], budget: int, *, sta
         if ((s.get("stages") or {}).get(stage) or {}).get("status", "waiting") != "waiting"
     }
     return max(budget - len(done), 0)
+
+
+def same_judge(summaries: Iterable[Mapping[str, Any]], earlier: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the earlier candidates whom the round's stage-II potential has judged, all where it has judged none yet.
+
+    Labels tell nothing of how far a potential is off that has learned from them since.
+    """
+    judges = {_judge_of(s) for s in summaries} - {None}
+    return [s for s in earlier if not judges or _judge_of(s) in judges]
+
+
+def _judge_of(summary: Mapping[str, Any]) -> str | None:
+    return ((summary.get("stages") or {}).get("mlip") or {}).get("protocol_id")
 
 
 def judged_and_labelled(summaries: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:

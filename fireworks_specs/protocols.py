@@ -27,6 +27,15 @@ def mlip_protocol(config: CampaignConfig, calculator: str | None = None) -> dict
     return calculation_protocol("elastic", calculator or stage.calculator, settings)
 
 
+def round_calculator(campaign: str, config: CampaignConfig, number: int) -> str:
+    """Return the calculator of a round's stage II: the configured one, or the round's fine-tuned potential."""
+    from builders.potentials import calculator_of
+    from fireworks_specs.steps import model_of_round
+
+    model = model_of_round(campaign, number, "mlip")
+    return config.stages.mlip.calculator if model is None else calculator_of(model.to_mongo())
+
+
 def calculation_protocol(kind: str, calculator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what determines a relaxation, elastic tensor or equation of state by a potential.
 

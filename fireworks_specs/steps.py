@@ -63,7 +63,10 @@ def round_closed(campaign: str, number: int) -> bool:
 def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:
     from fireworks_specs.backends import get_backend
 
-    missing_models = [kind for kind in ("predictor", "generator") if model_of_round(campaign, number, kind) is None]
+    kinds = ["predictor", "generator"]
+    if number > 0 and config.stages.mlip.fine_tune.enabled:
+        kinds.append("mlip")
+    missing_models = [kind for kind in kinds if model_of_round(campaign, number, kind) is None]
     if missing_models:
         return Step(campaign, number, "train", tuple(missing_models))
     chunks = missing_chunks(campaign, config, number)

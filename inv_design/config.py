@@ -106,12 +106,24 @@ class PredictorConfig(_Section):
 
 
 class FineTuneConfig(_Section):
-    """Fine-tuning of the stage-II potential on the DFT results of each round."""
+    """Fine-tuning of the stage-II potential, a MACE network, on the labels of each round."""
 
-    enabled: bool = Field(False, description="fine-tune after each round, for the next one; needs gpaw or vasp labels")
-    epochs: int = Field(30, ge=1, description="passes over the new frames")
-    replay: int = Field(200, ge=0, description="frames that the potential learned from before, mixed in")
-    min_frames: int = Field(20, ge=1, description="new DFT frames that are needed; with fewer the potential stays")
+    enabled: bool = Field(
+        False,
+        description="fine-tune after each round, for the stage II of the next one; each time from `calculator`, with "
+        "all labels so far",
+    )
+    epochs: int = Field(30, ge=1, description="passes over the labelled frames; training stops earlier if it may")
+    rate: float = Field(1e-3, gt=0, description="largest learning rate")
+    replay: int = Field(
+        200, ge=0, description="deformed packaged alloys, labelled by `calculator` itself, that are learned again"
+    )
+    min_frames: int = Field(
+        20,
+        ge=1,
+        description="frames that are new since the last fine-tuning (an E(V) label is about seven); with fewer the "
+        "potential stays",
+    )
 
 
 class MlipConfig(_Section):
@@ -132,6 +144,12 @@ class MlipConfig(_Section):
     chunk: int = Field(10, ge=1, description="candidates per firework")
     retries: int = Field(0, ge=0, le=10, description="further attempts after a failure that may pass, such as a kill")
     fine_tune: FineTuneConfig = FineTuneConfig()
+
+    @model_validator(mode="after")
+    def _trainable(self) -> MlipConfig:
+        if self.fine_tune.enabled and (self.calculator in ("chgnet", "emt", "gpaw") or ":" in self.calculator):
+            raise ValueError(f"fine_tune: {self.calculator!r} is no MACE network; use mace-alloy-small or another one")
+        return self
 
 
 class GpawConfig(_Section):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
+from fireworks_specs.checkpoints import checkpointed
 from fireworks_specs.firetasks.base import CampaignTask
+from fireworks_specs.firetasks.fine_tune import judge_as_before
 from fireworks_specs.firetasks.generate import campaign_condition, configured_generator
 from fireworks_specs.progress import report
 from fireworks_specs.seeds import derive_seed
+from inv_design import __version__
+from inv_design.checkpoint import Checkpoint, State
+
+if TYPE_CHECKING:
+    from stores.claims import Claims
 
 
 @explicit_serialize
@@ -26,10 +33,11 @@ class CloseTask(CampaignTask):
         from stores.claims import Claims
 
         name, number = self["campaign"], self["round"]
+        judge_as_before(self)
         with Claims(campaign=name, stage="close") as claims:
             key = f"close/{name}/{number}"
             for _ in claims.shares([key], key=str, lacking=lambda keys: keys if self._missing_targets() else []):
-                self._evaluate(self._missing_targets())
+                self._evaluate(self._missing_targets(), key, claims)
         build_campaign(name)
 
     def _missing_targets(self) -> list[float]:
@@ -40,16 +48,20 @@ class CloseTask(CampaignTask):
         targets = [t for t in self.config.evaluation.targets if t > 0] or [0.0]
         return [t for t in targets if t not in known]
 
-    def _evaluate(self, targets: list[float]) -> None:
+    def _evaluate(self, targets: list[float], key: str, claims: Claims) -> None:
         from fireworks_specs.steps import model_of_round
+        from stores.protocol import content_id
         from stores.records import insert_documents
 
         model = model_of_round(self["campaign"], self["round"], "generator")
+        config = self.config.model_dump(mode="json")
+        identity = content_id("k", {"version": __version__, "model": model.model_id, "targets": targets, **config})
         samples = {t: self._sample(model.model_id, t) if t else [] for t in targets}
-        judged = self._judge([(t, s) for t, found in samples.items() for s in found])
-        # the last target is inserted last: a round counts as closed only when every evaluation is there
-        documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in targets]
-        insert_documents("evaluations", documents)
+        with checkpointed(key, identity, claims) as checkpoint:
+            judged = self._judge([(t, s) for t, found in samples.items() for s in found], checkpoint)
+            # the last target is inserted last: a round counts as closed only when every evaluation is there
+            documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in targets]
+            insert_documents("evaluations", documents)
 
     def _sample(self, model_id: str, target: float) -> list[Any]:
         config = self.config
@@ -59,25 +71,30 @@ class CloseTask(CampaignTask):
         report(f"round {self['round']}: evaluation, sampled at {target:g} GPa", 1, 1)
         return [s.structure for s in found]
 
-    def _judge(self, work: list[tuple[float, Any]]) -> dict[float, list[float]]:
+    def _judge(self, work: list[tuple[float, Any]], checkpoint: Checkpoint) -> dict[float, list[float]]:
         from fireworks_specs.pool import map_structures
         from inv_design.mechanics.stages import measure_equations_of_state
 
-        config = self.config
-        values: dict[int, float] = {}
+        config, saved = self.config, checkpoint.resume()
+        values: list[float | None] = [None] * len(work) if saved is None else saved.values["values"]
+        left = list(range(len(work))) if saved is None else saved.values["left"]
         records = map_structures(
             measure_equations_of_state,
-            [s for _, s in work],
+            [work[index][1] for index in left],
             calculator=config.stages.mlip.calculator,
             strain=config.stages.dft.strain,
         )
-        for done, (index, record) in enumerate(records, start=1):
+        order = tuple(left)
+        for place, record in records:
             if record["state"] == "completed":
-                values[index] = record["results"]["bulk_modulus_vrh"]
-            report(f"round {self['round']}: evaluation, judge", done, len(work))
+                values[order[place]] = record["results"]["bulk_modulus_vrh"]
+            left.remove(order[place])
+            report(f"round {self['round']}: evaluation, judge", len(work) - len(left), len(work))
+            checkpoint.offer(lambda: State(values={"values": values, "left": left}))
         judged: dict[float, list[float]] = {}
-        for index in sorted(values):
-            judged.setdefault(work[index][0], []).append(values[index])
+        for (target, _), value in zip(work, values, strict=True):
+            if value is not None:
+                judged.setdefault(target, []).append(value)
         return judged
 
     def _evaluation(self, model_id: str, target: float, values: list[float], sampled: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from fireworks import explicit_serialize
 
 from fireworks_specs.checkpoints import accepting, checkpointed
 from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, load_predictor_model
+from fireworks_specs.firetasks.fine_tune import fine_tune_round
 from fireworks_specs.progress import report
 from fireworks_specs.seeds import derive_seed
 from stores.queries import structures_by_id
@@ -56,6 +57,9 @@ class TrainTask(CampaignTask):
         from stores.records import insert_model
 
         name, number, kind = self["campaign"], self["round"], self["kind"]
+        if kind == "mlip":
+            fine_tune_round(self)
+            return
         parent = model_of_round(name, number - 1, kind) if number > 0 else None
         if parent is not None and kind not in self.config.retrain:
             self._keep(parent)

@@ -1,0 +1,48 @@
+"""Which potential judges the candidates of a round in stage II, and which calculations are by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from inv_design.config import CampaignConfig, MlipConfig
+
+
+def calculator_of(model: Mapping[str, Any]) -> str:
+    """Return the name of the calculator that a round's ``models`` document of kind mlip stands for."""
+    return str((model.get("hyperparameters") or {}).get("calculator") or model["model_id"])
+
+
+def round_calculators(models: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Return round -> calculator of the rounds that have a potential of their own; the others use the configured one.
+
+    Of several models of a round it is the one that was inserted first.
+    """
+    own = [m for m in models if m.get("kind") == "mlip" and isinstance(m.get("round"), int)]
+    found: dict[int, str] = {}
+    for model in sorted(own, key=lambda m: str(m.get("_id"))):
+        found.setdefault(model["round"], calculator_of(model))
+    return found
+
+
+def calculator_in(config: CampaignConfig, calculators: Mapping[int, str], number: int) -> str:
+    """Return the calculator of a round's stage II."""
+    return calculators.get(number, config.stages.mlip.calculator)
+
+
+def is_of_stage(protocol: Mapping[str, Any] | None, calculator: str, stage: MlipConfig) -> bool:
+    """Return whether a calculation's protocol is that of stage II with a calculator.
+
+    What a protocol does not say is not held against it: records of other programs may have none. Versions do not
+    count: of several the newest result does.
+    """
+    protocol = protocol or {}
+    named = (protocol.get("calculator") or {}).get("calculator")
+    names = {None, calculator, Path(calculator).name}  # of a file, its name
+    if Path(calculator).is_dir():
+        names.add("model.safetensors")
+    settings = {"fmax": stage.fmax, "max_steps": stage.max_steps, "keep_structure": dict(stage.keep_structure)}
+    return named in names and all(protocol.get(key, value) == value for key, value in settings.items())
