@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fireworks_specs.backends.atomate import record_of
+from fireworks_specs.backends.atomate import FOLDER, AtomateElastic, job_ids, record_of, unphysical
 from inv_design.mechanics.stages import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from jobflow import JobStore
     from pymatgen.core import Structure
 
     from inv_design.config import CampaignConfig, DftConfig, GpawConfig
+    from inv_design.mechanics.convergence import Point
 
 EOS_POINTS = 7
+CONVERGENCE_POINTS = 5
 
 REASONS = {
     "ChildProcessError": "killed",
@@ -26,16 +30,15 @@ REASONS = {
 """What an error's type or text says -> the reason that the record gives."""
 
 
-class Gpaw:
-    """GPAW in plane waves with its own PAW data sets; free, and in this process's own environment."""
+class Gpaw(AtomateElastic):
+    """GPAW in plane waves with its own PAW data sets: free, and from the same installation as everything else."""
 
     method = "gpaw"
-    batch = 1
 
     def __init__(self, stage: DftConfig | None = None) -> None:
         from inv_design.config import DftConfig
 
-        self.kind: str = (stage or DftConfig()).gpaw.kind
+        self.kind = (stage or DftConfig()).gpaw.kind
         self.label = {"elastic": "DFT (GPAW, PBE)", "eos": "DFT (GPAW, PBE, E(V))"}[self.kind]
 
     def protocol(self, config: CampaignConfig) -> dict[str, Any]:
@@ -69,7 +72,9 @@ class Gpaw:
             "symprec": SYMPREC,
         }
 
-    def compute(self, structures: Sequence[Any], config: CampaignConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    def compute(
+        self, structures: Sequence[Any], config: CampaignConfig, *, tags: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (index, record) of each crystal; a calculation that fails is a record with its reason.
 
         Raises
@@ -79,7 +84,7 @@ class Gpaw:
         """
         require(config.stages.dft.gpaw)
         for index, structure in enumerate(structures):
-            yield index, measure(structure, config.stages.dft)
+            yield index, measure(structure, config.stages.dft, tag=tags[index] if tags else {})
 
 
 def require(config: GpawConfig) -> None:
@@ -96,26 +101,78 @@ def require(config: GpawConfig) -> None:
         mpi_launcher()
 
 
-def measure(structure: Structure, stage: DftConfig) -> dict[str, Any]:
-    """Return the record of one crystal (moduli in GPa), computed in folders below the current one."""
-    from fireworks_specs.backends.gpaw_makers import elastic_maker, eos_maker
+def measure(
+    structure: Structure, stage: DftConfig, *, tag: Mapping[str, Any] | None = None, store: JobStore | None = None
+) -> dict[str, Any]:
+    """Return the record of one crystal (moduli in GPa), computed in folders below the current one.
 
+    Parameters
+    ----------
+    tag
+        What the jobs' outputs are marked with: ``campaign``, ``structure_id`` and ``protocol_id`` are taken.
+    store
+        Where the outputs go: by default the JobStore of the campaign's database, or memory where none is open.
+    """
+    from fireworks_specs.backends.gpaw_makers import elastic_maker, eos_maker
+    from fireworks_specs.flows import JobFailed
+    from stores.outage import LOST
+
+    if (problem := unphysical(structure)) is not None:
+        return failed(problem) | {"reason": "unphysical"}
     try:
         start = symmetrised(structure)
         if stage.gpaw.kind == "eos":
-            maker: Any = eos_maker(stage.gpaw, strain=stage.strain, n_points=EOS_POINTS)
-            documents = run(maker.make(start))
-            record = eos_record(documents)
+            flow = eos_maker(stage.gpaw, strain=stage.strain, n_points=EOS_POINTS).make(start)
         else:
-            documents = run(elastic_maker(stage.gpaw).make(start))
-            record = record_of(documents)
+            flow = elastic_maker(stage.gpaw).make(start)
+        store = store or job_store()
+        documents = run(flow, store, tag or {})
+        record = eos_record(documents) if stage.gpaw.kind == "eos" else record_of(documents)
         if record["state"] == "completed":
             record["results"] |= common_results(documents, start)
-        return record
+        return record | {"jobs": job_ids(store, flow.uuid)}
+    except LOST:  # the database is away; nothing is wrong with the crystal
+        raise
     except Exception as error:  # a calculation that fails is a record, never a silence
-        text = f"{type(error).__name__}: {error}"
+        cause = error.__cause__ if isinstance(error, JobFailed) and error.__cause__ else error
+        text = f"{type(cause).__name__}: {cause}"
         reason = next((reason for sign, reason in REASONS.items() if sign in text), "error")
-        return failed(text) | {"reason": reason}
+        return failed(f"{error.name}: {text}" if isinstance(error, JobFailed) else text) | {"reason": reason}
+
+
+def job_store() -> JobStore:
+    """Return the JobStore of the campaign's database, or one in memory where no database is open."""
+    from jobflow import JobStore
+    from maggma.stores import MemoryStore
+
+    from fireworks_specs.jobstore import campaign_job_store
+
+    try:
+        return campaign_job_store()
+    except ConnectionError:
+        store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
+        store.connect()
+        return store
+
+
+def run(flow: Any, store: JobStore, tag: Mapping[str, Any]) -> list[Any]:
+    """Run a flow here, each job in a folder of its own; return the outputs of its jobs in order.
+
+    A job that the store has is not run again.
+
+    Raises
+    ------
+    fireworks_specs.flows.JobFailed
+        If a job fails.
+    """
+    from jobflow import OutputReference
+
+    from fireworks_specs.flows import run_flow
+
+    mark = {name: tag[name] for name in ("campaign", "structure_id", "protocol_id") if name in tag}
+    flow.update_metadata(mark, dynamic=True)
+    outputs = run_flow(flow, store, Path.cwd() / FOLDER / str(tag.get("structure_id", "crystal")))
+    return [output for output in outputs if not isinstance(output, OutputReference)]
 
 
 def plain_structure(structure: Structure) -> Structure:
@@ -136,25 +193,6 @@ def symmetrised(structure: Structure) -> Structure:
         return SpacegroupAnalyzer(plain, symprec=SYMPREC).get_primitive_standard_structure()
     except Exception:  # spglib finds no symmetry in some cells; they are computed as they are
         return plain
-
-
-def run(flow: Any) -> list[Any]:
-    """Run a flow here, each job in a folder of its own; return the outputs of its jobs in order.
-
-    Raises
-    ------
-    Exception
-        The first that a job raises.
-    """
-    from jobflow import JobStore, OutputReference, run_locally
-    from maggma.stores import MemoryStore
-
-    store = JobStore(MemoryStore(), additional_stores={"data": MemoryStore()})
-    responses = run_locally(
-        flow, create_folders=True, store=store, ensure_success=True, raise_immediately=True, log=False
-    )
-    outputs = [response.output for found in responses.values() for _, response in sorted(found.items())]
-    return [output for output in outputs if output is not None and not isinstance(output, OutputReference)]
 
 
 def eos_record(documents: Sequence[Any]) -> dict[str, Any]:
@@ -237,3 +275,25 @@ def frames_of(documents: Iterable[Any]) -> list[dict[str, Any]]:
                 }
             )
     return frames
+
+
+def measure_point(structure: Structure, config: GpawConfig, cutoff: float, k_density: float) -> Point:
+    """Return the bulk modulus of a crystal's E(V) at other settings, cell shape and ions as they are.
+
+    Raises
+    ------
+    RuntimeError
+        If a volume fails or the energies have no minimum; the text says why.
+    """
+    from inv_design.calculators.gpaw_calculator import GpawCalculator
+    from inv_design.calculators.gpaw_settings import k_grid
+    from inv_design.mechanics.convergence import Point
+    from inv_design.mechanics.eos import equation_of_state
+
+    size = k_grid(structure.to_ase_atoms(), k_density)
+    with GpawCalculator(config.model_copy(update={"cutoff": cutoff, "k_density": k_density}), size=size) as calculator:
+        fit = equation_of_state(structure, calculator, n_points=CONVERGENCE_POINTS)
+    if fit.error is not None:
+        raise RuntimeError(f"{cutoff:g} eV, {k_density:g} k points per 1/Å: {fit.error}")
+    seconds = sum(evaluation["seconds"] or 0.0 for evaluation in calculator.evaluations)
+    return Point(cutoff, k_density, fit.bulk_modulus, fit.v0, seconds, tuple(size))

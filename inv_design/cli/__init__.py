@@ -36,6 +36,7 @@ COMMANDS: Table = {
     "generate": ("generate:generate", "Generate crystals for a target property."),
     "elastic": ("elastic:elastic", "Relax crystals and calculate their elastic tensors."),
     "train-mlip": ("train_mlip:train_mlip", "Fine-tune a machine-learned potential on the labels of a campaign."),
+    "dft": ("dft:dft", "Choose the settings of a DFT backend."),
     "metrics": ("metrics:metrics", "Measure validity, uniqueness, novelty and target error of crystals in a file."),
     "training-set": ("training_set:training_set", "List, show and compare training sets."),
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),

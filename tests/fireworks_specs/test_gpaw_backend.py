@@ -13,6 +13,7 @@ import pytest
 from ase.build import bulk
 from hypothesis import given
 from hypothesis import strategies as st
+from jobflow import Flow
 from pymatgen.core import Lattice, Structure
 
 from fireworks_specs.backends import get_backend
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ase import Atoms
+
+    from stores.connection import Connection
 
 ALUMINIUM = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.95), ["Al"], [[0, 0, 0]])
 CHEAP = GpawConfig(cutoff=300, k_density=3)
@@ -204,10 +207,31 @@ def test_what_is_finished_is_not_computed_again(emt: list[dict[str, Any]], here:
     assert len(files) == count
     again = measure(ALUMINIUM, stage)
     assert len(emt) == count
-    assert again == first
+    assert again["results"] == first["results"]
     files[0].write_text(files[0].read_text()[:40])  # a disk that was full
-    assert measure(ALUMINIUM, stage) == first
+    assert measure(ALUMINIUM, stage)["results"] == first["results"]
     assert len(emt) == count + 1
+
+
+@pytest.mark.parametrize("kind", ["elastic", "eos"])
+def test_a_job_that_the_database_has_is_not_run_again(
+    kind: str, emt: list[dict[str, Any]], embedded_connection: Connection, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine, without the files that this one kept: the campaign's JobStore is enough."""
+    from fireworks_specs.backends.gpaw import measure
+
+    stage = DftConfig(backend="gpaw", gpaw=CHEAP.model_copy(update={"kind": kind}))
+    tag = {"campaign": "c", "structure_id": "s-1", "protocol_id": "p-1"}
+    first = measure(ALUMINIUM, stage, tag=tag)
+    assert first["state"] == "completed", first["error"]
+    outputs = list(embedded_connection.db["outputs"].find())
+    assert {document["metadata"]["structure_id"] for document in outputs} == {"s-1"}
+    assert set(first["jobs"]) == {document["uuid"] for document in outputs}
+    count = len(emt)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "elsewhere"))
+    again = measure(ALUMINIUM, stage, tag=tag)
+    assert len(emt) == count
+    assert again["results"] == first["results"]
 
 
 def test_results_of_other_settings_or_crystals_are_others(emt: list[dict[str, Any]]) -> None:
@@ -270,14 +294,16 @@ def test_what_does_not_converge_is_tried_in_small_steps_and_then_fails(monkeypat
 
 def test_a_relaxation_without_end_is_a_failure(emt: list[dict[str, Any]]) -> None:
     from fireworks_specs.backends import gpaw_makers
-    from fireworks_specs.backends.gpaw import run
+    from fireworks_specs.backends.gpaw import job_store, run
+    from fireworks_specs.flows import JobFailed
 
     swollen = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.4), ["Al"], [[0, 0, 0]])
     maker = gpaw_makers.GpawRelaxMaker(
         steps=2, calculator_kwargs={"config": CHEAP.model_dump(), "size": None, "spinpol": None}
     )
-    with pytest.raises(RuntimeError, match="did not converge"):
-        run(maker.make(swollen))
+    with pytest.raises(JobFailed) as failure:
+        run(Flow([maker.make(swollen)]), job_store(), {})
+    assert "did not converge" in str(failure.value.__cause__)
 
 
 def test_a_worker_without_gpaw_blames_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
