@@ -56,13 +56,20 @@ CRYSTALS: dict[str, tuple[str, Structure, dict[str, float], str]] = {
         "elastic",
         cubic("Pm-3m", 3.9373, ["Nb", "Os"], [[0, 0, 0], [0.5, 0.5, 0]]),
         {"K": 339.3},
-        "no literature, but the loop's own stage II (mace-alloy-small: K 339.3, G 82.4): candidate c-c3d30cae15a3f9eb3839"
-        " of round 0 of the demo campaign at 350 GPa; predictor 331.9 +- 13.6, surrogate (CHGNet's E(V)) 338.5",
+        "no literature, but the loop's own stage II (mace-alloy-small: K 339.3, G 82.4): candidate "
+        "c-c3d30cae15a3f9eb3839 of round 0 of the demo campaign at 350 GPa; predictor 331.9 +- 13.6, surrogate "
+        "(CHGNet's E(V)) 338.5",
     ),
 }
 """Name -> (kind, crystal to start from, values in GPa, where they come from)."""
 
-CUTOFFS, DENSITIES = (400.0, 550.0, 700.0), (5.0, 6.0, 7.0, 8.0, 9.0)
+DEFAULT = GpawConfig()
+VARIED: dict[str, tuple[float, ...]] = {
+    "k_density": (5.0, 6.0, 7.0, 8.0),
+    "cutoff": (400.0, 550.0, 700.0),
+    "smearing": (0.15, 0.3),
+}
+"""Settings of the convergence tests; k points at each smearing, cutoffs at the default."""
 FIXED = {"NiAl": 2.8992, "Ir": 3.8667}
 """Å; lattice constants of the convergence tests."""
 STRAIN = 0.0075
@@ -134,9 +141,10 @@ def stiffness(name: str, config: GpawConfig) -> dict[str, Any]:
 
 def convergence(name: str) -> None:
     """Add the convergence of a crystal to the results, setting by setting."""
-    default = GpawConfig(spin="off")
-    settings = [default.model_copy(update={"k_density": d}) for d in DENSITIES]
-    settings += [default.model_copy(update={"cutoff": c}) for c in CUTOFFS if c != default.cutoff]
+    default = DEFAULT.model_copy(update={"spin": "off"})
+    grids = [{"smearing": s, "k_density": d} for s in VARIED["smearing"][::-1] for d in VARIED["k_density"]]
+    cutoffs = [{"cutoff": c} for c in VARIED["cutoff"] if c != default.cutoff]
+    settings = [default.model_copy(update=update) for update in (*grids[:4], *cutoffs, *grids[4:])]
     rows = []
     for config in settings:
         rows.append(stiffness(name, config))
@@ -169,8 +177,11 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler], force=True)
         logging.info("started with %s", shlex.join(sys.argv[1:]))
         if name == "convergence":
-            for crystal in FIXED:
-                convergence(crystal)
+            with tempfile.TemporaryDirectory() as folder:
+                os.chdir(folder)
+                for crystal in FIXED:
+                    convergence(crystal)
+                os.chdir(RESULTS)
             continue
         store(name, run(name, GpawConfig(ranks=arguments.ranks)))
         print(json.dumps(json.loads(OUTPUT.read_text())["results"][name], indent=1))

@@ -156,13 +156,17 @@ class GpawConfig(_Section):
     """Settings of the gpaw backend: PBE, plane waves, Marzari-Vanderbilt smearing."""
 
     kind: Literal["elastic", "eos"] = Field(
-        "elastic", description="elastic: the full tensor; eos: the equation of state, about five times cheaper"
+        "elastic", description="elastic: the full tensor; eos: the equation of state, a few times cheaper"
     )
     cutoff: float = Field(550.0, ge=200, description="eV; plane-wave cutoff; below 500 stresses are not converged")
     k_density: float = Field(7.0, gt=0, description="k points per 1/Å along each reciprocal axis; below 7 C_ij are not")
-    smearing: float = Field(0.15, gt=0, description="eV; width of the Marzari-Vanderbilt smearing")
+    smearing: float = Field(
+        0.3, gt=0, description="eV; width of the Marzari-Vanderbilt smearing; at 0.15 C_ij need twice the k points"
+    )
     spin: Literal["auto", "on", "off"] = Field(
-        "auto", description="spin polarisation; auto: for crystals with Cr, Mn, Fe, Co, Ni or a lanthanide"
+        "auto",
+        description="spin polarisation (ferromagnetic); auto: for crystals with Cr, Mn, Fe, Co, Ni or a lanthanide, as "
+        "long as they have a moment",
     )
     ranks: int = Field(1, ge=1, description="MPI ranks of one calculation")
 

@@ -80,7 +80,7 @@ def test_settings_are_json_and_those_of_the_configuration() -> None:
     assert json.loads(json.dumps(settings)) == settings
     assert settings["mode"]["ecut"] >= 550
     assert settings["kpts"] == {"size": [16, 16, 16], "gamma": True}
-    assert settings["occupations"] == {"name": "marzari-vanderbilt", "width": 0.15}
+    assert settings["occupations"] == {"name": "marzari-vanderbilt", "width": 0.3}
     assert settings["symmetry"] == {"symmorphic": False}
     assert settings["spinpol"] is True  # nickel
 
