@@ -16,7 +16,7 @@ from fireworks_specs.diagnosis import FINE, Facts, judge
 from fireworks_specs.schedulers import fate_of_log, job_id_of_log, job_logs, tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from fireworks import LaunchPad
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 TAKEN = ("RUNNING", "RESERVED")
+DONE = ("COMPLETED", "FIZZLED")
 RECORD = "_doctor"
 """Where a firework's spec keeps what the doctor did to it: one entry per rerun."""
 
@@ -219,27 +220,20 @@ class Doctor:
             if text not in self.warnings:
                 self.warnings.append(text)
 
-    def _stuck(self, only: Iterable[int] | None = None) -> list[Case]:
+    def _stuck(self, only: Collection[int] | None = None) -> list[Case]:
         """Return what waits although all its parents are done: a worker died while it wrote the workflow."""
-        wanted: dict[str, Any] = {"state": "WAITING", "spec.campaign": self.campaign or {"$exists": True}}
-        if only is not None:
-            wanted["fw_id"] = {"$in": sorted(only)}
+        parents = self._suspects(only)
+        wanted = {"state": "WAITING", "spec.campaign": self.campaign or {"$exists": True}}
         fields = dict.fromkeys(("fw_id", "name", "spec.campaign", "spec._allow_fizzled_parents"), 1)
-        waiting = {d["fw_id"]: d for d in self.launchpad.fireworks.find(wanted, fields)}
-        links = list(_batched(self.launchpad.workflows, "nodes", list(waiting), {"nodes": 1, "links": 1}))
-        nodes = sorted({node for workflow in links for node in workflow["nodes"]})
+        waiting = list(_batched(self.launchpad.fireworks, "fw_id", sorted(parents), fields, wanted))
+        above = sorted({parent for found in waiting for parent in parents[found["fw_id"]]})
         states = {
-            d["fw_id"]: d["state"] for d in _batched(self.launchpad.fireworks, "fw_id", nodes, {"fw_id": 1, "state": 1})
+            d["fw_id"]: d["state"] for d in _batched(self.launchpad.fireworks, "fw_id", above, {"fw_id": 1, "state": 1})
         }
-        parents: dict[int, list[int]] = defaultdict(list)
-        for workflow in links:
-            for parent, children in workflow["links"].items():
-                for child in children:
-                    parents[int(child)].append(int(parent))
         why = "it waits, but all that it waits for is done: a worker ended while it wrote their workflow"
         return [
             Case(
-                fw_id=fw_id,
+                fw_id=found["fw_id"],
                 name=found.get("name") or "",
                 campaign=found["spec"]["campaign"],
                 state="WAITING",
@@ -247,9 +241,32 @@ class Doctor:
                 why=why,
                 doubtful=True,
             )
-            for fw_id, found in sorted(waiting.items())
-            if all(states.get(parent) in _done(found["spec"]) for parent in parents[fw_id])
+            for found in waiting
+            if all(states.get(parent) in _done(found["spec"]) for parent in parents[found["fw_id"]])
         ]
+
+    def _suspects(self, only: Collection[int] | None) -> dict[int, list[int]]:
+        """Return what may be stuck -> its parents, by what unfinished workflows say of their fireworks.
+
+        Of a parent that is done, a workflow that was left half-written says that it is taken.
+        """
+        wanted: dict[str, Any] = {"state": {"$in": [*recovery.ACTIVE_STATES, "FIZZLED", "PAUSED"]}}
+        if only is not None:
+            wanted = {"nodes": {"$in": sorted(only)}}
+        found: dict[int, list[int]] = {}
+        for workflow in self.launchpad.workflows.find(wanted, {"links": 1, "fw_states": 1}):
+            states = {int(fw_id): state for fw_id, state in workflow["fw_states"].items()}
+            parents: dict[int, list[int]] = defaultdict(list)
+            for parent, children in workflow["links"].items():
+                for child in children:
+                    parents[child].append(int(parent))
+            suspects = {
+                child: above
+                for child, above in parents.items()
+                if states.get(child) == "WAITING" and all(states.get(p) in (*TAKEN, *DONE) for p in above)
+            }
+            found |= {child: above for child, above in suspects.items() if only is None or child in only}
+        return found
 
     # -- cure ---------------------------------------------------------------------------------------------------------
 
@@ -383,7 +400,7 @@ def _since(firework: dict[str, Any], launch: dict[str, Any] | None) -> datetime 
 
 def _done(spec: dict[str, Any]) -> tuple[str, ...]:
     """Return the states of parents that a firework does not wait for."""
-    return ("COMPLETED", "FIZZLED") if spec.get("_allow_fizzled_parents") else ("COMPLETED",)
+    return DONE if spec.get("_allow_fizzled_parents") else DONE[:1]
 
 
 def _log_fate(launch: dict[str, Any] | None, job_id: str | None) -> tuple[Fate, str] | None:
@@ -397,8 +414,13 @@ def _log_fate(launch: dict[str, Any] | None, job_id: str | None) -> tuple[Fate, 
 
 
 def _batched(
-    collection: Any, field: str, values: Sequence[Any], fields: dict[str, int] | None = None
+    collection: Any,
+    field: str,
+    values: Sequence[Any],
+    fields: dict[str, int] | None = None,
+    further: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the documents whose field is one of some values."""
+    """Yield the documents whose field is one of some values, and that meet further conditions."""
     for start in range(0, len(values), BATCH):
-        yield from collection.find({field: {"$in": list(values[start : start + BATCH])}}, fields)
+        some = {field: {"$in": list(values[start : start + BATCH])}}
+        yield from collection.find({**some, **(further or {})}, fields)

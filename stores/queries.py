@@ -241,13 +241,16 @@ def ensure_indexes(connection: Connection | None = None) -> dict[str, list[str]]
 
 
 def indexes() -> dict[str, list[dict[str, Any]]]:
-    """Return collection -> its indexes, ``{"fields": [(name, 1), ...], "unique": bool}`` each, from the documents."""
+    """Return collection -> its indexes, ``{"fields": [(name, 1), ...], "unique": bool}`` each.
+
+    Those of the records are the documents' own; the launchpad's are beside them.
+    """
+    from stores import launchpad_indexes
     from stores.documents import AUTHORITATIVE, DERIVED, OPERATIONAL
 
     documents: tuple[Any, ...] = (*AUTHORITATIVE, *DERIVED, *OPERATIONAL)
-    return {
-        document._meta["collection"]: [_index(spec) for spec in document._meta["indexes"]] for document in documents
-    }
+    own = {document._meta["collection"]: [_index(spec) for spec in document._meta["indexes"]] for document in documents}
+    return own | launchpad_indexes.INDEXES
 
 
 def _index(spec: Any) -> dict[str, Any]:
