@@ -27,7 +27,7 @@ MIN_MOMENT = 0.05
 """μB; a crystal whose atoms all have less is not magnetic."""
 
 MAX_ITERATIONS = 120
-PATIENT = {"mixer": {"name": "pulay", "beta": 0.02, "nmaxold": 5, "weight": 100.0}, "maxiter": 400}
+PATIENT = {"mixer": {"backend": "pulay", "beta": 0.02, "nmaxold": 5, "weight": 100.0}, "maxiter": 400}
 """For what does not converge with GPAW's own mixer: small steps, long waves damped. The result is the same."""
 
 
