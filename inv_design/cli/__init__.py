@@ -39,6 +39,7 @@ COMMANDS: Table = {
     "dft": ("dft:dft", "Choose the settings of a DFT backend."),
     "metrics": ("metrics:metrics", "Measure validity, uniqueness, novelty and target error of crystals in a file."),
     "training-set": ("training_set:training_set", "List, show and compare training sets."),
+    "trust": ("trust:trust", "Show how far predictor, potential and stages can be trusted."),
     "report": ("report:report", "Write one self-contained HTML page about a campaign."),
     "export": ("export:export", "Write a campaign into one file, for others or for later."),
     "import": ("import_archive:import_archive", "Read archives of campaigns into the database."),
