@@ -28,7 +28,7 @@ GRACE = 10.0
 
 Slurm's ``KillWait``, the time from SIGTERM to SIGKILL at ``scancel``, is 30 s by default.
 """
-DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+DEFAULTS: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 """The signals that end a worker, and what they do where nobody handles them."""
 
 
