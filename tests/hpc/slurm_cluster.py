@@ -151,7 +151,7 @@ class SlurmCluster:
         return self.call(*words).stdout.split()
 
     def processes(self, job: str | None = None, *, program: str = "") -> list[int]:
-        """Return the processes of jobs of this cluster, or of one job, whose command line names a program."""
+        """Return the processes of jobs of this cluster, or of one job, that run a program, such as a script."""
         return [
             pid
             for pid, variables in processes_of(self.folder).items()

@@ -108,28 +108,35 @@ class Blows:
     def strike(self, campaign: Any) -> bool:
         """Kill a worker or cancel a job, if there is one; return whether it hit something."""
         kind = self.rng.choice(["kill -9", "scancel"])
+        chosen = self.slurm.jobs() if kind == "scancel" else self.slurm.processes(program="bin/rlaunch")
+        if not chosen:
+            return False
+        one = self.rng.choice(sorted(chosen))
+        hit = self.slurm.processes(one, program="bin/rlaunch") if kind == "scancel" else [one]
+        busy = [claim["worker"] for claim in campaign.db["claims"].find({}, {"worker": 1})]
+        at_work = any(is_worker(pid, worker) for pid in hit for worker in busy)
+        what = "at work" if at_work else "starting or idle" if hit else "waiting in the queue"
         if kind == "scancel":
-            jobs = sorted(self.slurm.jobs())
-            if not jobs:
-                return False
-            job = self.rng.choice(jobs)
-            victims = self.slurm.processes(job, program="/rlaunch")
-            self.slurm.call("scancel", job)
+            self.slurm.call("scancel", one)
         else:
-            victims = sorted(self.slurm.processes(program="/rlaunch"))
-            if not victims:
-                return False
-            victims = [self.rng.choice(victims)]
             with suppress(ProcessLookupError):
-                os.kill(victims[0], signal.SIGKILL)
-        at_work = any(campaign.db["claims"].find_one({"worker.pid": pid}) for pid in victims)
-        what = "at work" if at_work else "starting or idle" if victims else "waiting in the queue"
+                os.kill(one, signal.SIGKILL)
         self.counts[f"{kind}, {what}"] += 1
         return True
 
     @property
     def total(self) -> int:
         return sum(self.counts.values())
+
+
+def is_worker(pid: int, worker: dict[str, Any]) -> bool:
+    """Return whether a claim's worker is a process, which may have another id in its own namespace."""
+    with suppress(OSError, StopIteration):
+        status = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+        inner = next(line.split()[-1] for line in status if line.startswith("NSpid:"))
+        namespace = str((Path("/proc") / str(pid) / "ns" / "pid").readlink())
+        return worker["pid"] == int(inner) and worker["machine"].endswith(namespace)
+    return False
 
 
 def tidy(campaign: Any, rng: random.Random) -> subprocess.Popen[bytes]:
@@ -180,6 +187,7 @@ def test_blows_at_random_moments_lose_and_double_nothing(slurm: Any, new_campaig
     while blows.total < BLOWS:
         campaigns += 1
         campaign = new_campaign(f"beaten-{campaigns}", TEXT, jobs=2, environment=environment, edits=ADAPTERS)
+        campaign.on_other_machines("cpu")
         before, began = blows.total, time.monotonic()
         campaign.call("launch")
         beat(campaign, blows, Watch())
