@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import shutil
 import signal
@@ -183,6 +184,25 @@ def test_a_killed_gpaw_is_a_failure_and_the_next_attempt_goes_on() -> None:
     record = measure(ALUMINIUM, settings)
     assert record["state"] == "completed", record["error"]
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_converge_finds_settings_for_aluminium(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from inv_design.cli import main
+
+    ALUMINIUM.to(str(tmp_path / "Al.cif"))
+    command = ["dft", "converge", str(tmp_path / "Al.cif"), "--error", "10%", "--cutoffs", "220,300,400"]
+    result = CliRunner().invoke(main, [*command, "--k-densities", "2,3,4", "-o", "plot.svg", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["converged"]
+    assert abs(found["chosen"]["bulk_modulus"] / BULK_MODULUS - 1) < 0.2  # 10 %, and what 4 k points per 1/Å lack
+    assert found["chosen"]["seconds"] <= found["finest"]["seconds"]
+    assert Path("plot.svg").read_text().startswith("<?xml")
+    again = time.monotonic()
+    assert json.loads(CliRunner().invoke(main, [*command, "--k-densities", "2,3,4", "--json"]).stdout) == found
+    assert time.monotonic() - again < 10  # from what was kept
 
 
 def kept() -> list[Path]:
