@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inv_design.cli.trust_data import collect_trust
 from inv_design.metrics.elements import STAGE_NAMES, warning_lines
 from inv_design.report.data import (
     BestCandidate,
@@ -99,6 +100,7 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
         objectives=config.objectives,
         pareto=pareto_points(summaries, config.objectives),
         reliability=reliabilities(predictor, summaries),
+        trust=collect_trust(database, config, label=methods["dft"], tolerance=hit_window(config)),
         best=best_candidates(database, summaries, methods),
         provenance=provenance(connection, campaign, config, models),
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from inv_design.objective import Objective
+    from inv_design.report.trust import Trust
 
 STAGE_TITLES = {
     "predictor": "I · rules and predictor",
@@ -245,6 +246,8 @@ class ReportData:
         The candidates that have a value of every objective, where there are several.
     reliability
         One curve of the last predictor's intervals per set of labels.
+    trust
+        Predictor, potential and label side by side.
     label_method
         What gave the labels, such as ``VASP (PBE)`` or ``surrogate (CHGNet E(V))``.
     provenance
@@ -268,6 +271,7 @@ class ReportData:
     objectives: list[Objective] = field(default_factory=list)
     pareto: list[ParetoPoint] = field(default_factory=list)
     reliability: list[Reliability] = field(default_factory=list)
+    trust: Trust | None = None
     best: list[BestCandidate] = field(default_factory=list)
     provenance: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 

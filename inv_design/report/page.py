@@ -9,7 +9,7 @@ from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
 
-from inv_design.report import figures
+from inv_design.report import figures, trust
 from inv_design.report.data import STAGE_TITLES, element_shares
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def render(data: ReportData) -> str:
         _best(data),
         _pareto(data),
         _parities(data),
+        trust.section(data.trust) if data.trust is not None else "",
         _latent(data),
         _elements(data),
         _provenance(data),
