@@ -80,6 +80,9 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
                 screen_dft(item["dft"], targets=objectives, config=config.stages.dft, known=relaxed, attempts=tried)
             )
             stages["dft"] = _calculation_stage(verdicts[-1], item["dft"], DFT_NUMBERS, tried)
+    audit = {}
+    if config.stages.dft.audit_per_round and verdicts[-1].stage == "mlip" and verdicts[-1].status == "rejected":
+        audit = _audit(item, config, {**cost, **relaxed_density(generated, item["dft"])})
     last = verdicts[-1]
     value, method = best_value(stages)
     judged = [item[stage] for stage in ("mlip", "dft") if stage in stages]
@@ -99,6 +102,7 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
         "reason": last.headline,
         "reasons": [reason for verdict in verdicts for reason in verdict.records()],
         "stages": stages,
+        **audit,
         PROPERTY: value,
         "bulk_modulus_method": method,
         "born_stable": (stages.get("mlip") or {}).get("born_stable"),
@@ -111,6 +115,17 @@ def summarise_candidate(item: Mapping[str, Any]) -> Document:
         "duplicate_key": item["duplicate_key"],
         "input_hash": item["input_hash"],
     }
+
+
+def _audit(item: Mapping[str, Any], config: CampaignConfig, known: Mapping[str, float]) -> Document:
+    """Return ``{"audit": label}`` of a candidate that stage II rejected, if it was labelled all the same."""
+    from inv_design.screening.dft import screen_dft
+
+    if item["dft"] is None:
+        return {}
+    tried = (item.get("attempts") or {}).get("dft", ())
+    verdict = screen_dft(item["dft"], targets=config.objectives, config=config.stages.dft, known=known, attempts=tried)
+    return {"audit": _calculation_stage(verdict, item["dft"], DFT_NUMBERS, tried)}
 
 
 def best_value(stages: Mapping[str, Mapping[str, Any]]) -> tuple[float | None, str | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from builders.base import CampaignBuilder, one_line
 from builders.state import digest
 from inv_design.screening.acquisition import combine, judge_error
+from inv_design.screening.audit import waiting
 from inv_design.screening.priority import rank
 from inv_design.screening.quality import distrusted
 from inv_design.screening.verdict import STAGES
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     Document = dict[str, Any]
 
-FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "properties"]
+FIELDS = ["candidate_id", "structure_id", "round", "stage", "status", "stages", "chemsys", "properties", "audit"]
 QUEUED = ("stage", "candidate_id", "structure_id", "priority", "protocol_id", "attempts")
 """What an entry says."""
 
@@ -42,7 +43,7 @@ class ScreeningQueueBuilder(CampaignBuilder):
         Stage -> protocol id that the queue's items are labelled with.
     """
 
-    version = "3"
+    version = "4"
 
     def __init__(
         self,
@@ -181,8 +182,8 @@ def next_candidates(
             others=others,
         )
         attempts = {s["candidate_id"]: s["stages"][stage].get("attempts", 0) for s in entered}
-        waiting = {s["candidate_id"] for s in entered if s["stage"] == stage and s["status"] == "waiting"}
-        chosen = [r for r in ranked if r["candidate_id"] in waiting]
+        lacking = {s["candidate_id"] for s in entered if s["stage"] == stage and s["status"] == "waiting"}
+        chosen = [r for r in ranked if r["candidate_id"] in lacking]
         budget = budgets.get(stage)
         if budget is not None:
             chosen = chosen[: remaining_budget(rounds, budget, stage=stage)]
@@ -195,7 +196,23 @@ def next_candidates(
             }
             for r in chosen
         ]
+    if not any(entry["stage"] == "mlip" for entry in queue):  # whom stage II rejects is then known
+        queue += _audits(rounds, config)
     return queue
+
+
+def _audits(summaries: Iterable[Mapping[str, Any]], config: CampaignConfig) -> list[Document]:
+    """Return the entries of candidates that are labelled although stage II rejected them, after all others."""
+    left = waiting(summaries, config.stages.dft.audit_per_round, seed=config.seed)
+    return [
+        {
+            "stage": "dft",
+            **{k: s[k] for k in ("candidate_id", "structure_id")},
+            "priority": LEAST,
+            "attempts": (s.get("audit") or {}).get("attempts", 0),
+        }
+        for s in left
+    ]
 
 
 def remaining_budget(summaries: Iterable[Mapping[str, Any]], budget: int, *, stage: str = "dft") -> int:

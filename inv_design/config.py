@@ -179,6 +179,12 @@ class DftConfig(_Section):
     )
     calculator: str = Field("chgnet", description="the surrogate's calculator; ignored by gpaw and vasp")
     budget_per_round: int = Field(20, ge=0, description="labels per round, best candidates first")
+    audit_per_round: int = Field(
+        0,
+        ge=0,
+        description="candidates that stage II rejected and that are labelled too, drawn at random, beyond the budget: "
+        "the trust report then counts the hits that it missed",
+    )
     strain: float = Field(0.04, gt=0, lt=0.2, description="largest linear strain of the equation of state")
     tolerance: float = Field(0.20, gt=0, description="a labelled candidate within it counts as a hit")
     retries: int = Field(1, ge=0, le=10, description="further attempts after a failure that may pass, such as a kill")

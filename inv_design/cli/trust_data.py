@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Record = dict[str, Any]
 
-FIELDS = ("candidate_id", "structure_id", "round", "formula", "stages", "audit", "duplicate_of")
+FIELDS = ("candidate_id", "structure_id", "round", "formula", "stage", "status", "stages", "audit", "duplicate_of")
 
 
 def collect_trust(
@@ -38,7 +38,7 @@ def collect_trust(
     calculators = round_calculators(models)
     wanted: Record = {"campaign": config.name} | ({"round": {"$in": sorted(rounds)}} if rounds else {})
     summaries = list(database["candidate_summaries"].find(wanted, dict.fromkeys(FIELDS, 1)))
-    summaries.sort(key=lambda s: (s.get("round") or 0, s["candidate_id"]))
+    summaries = with_drawn_audits(summaries, config)
     tuned = {n: name for n, name in calculators.items() if name != config.stages.mlip.calculator}
     return Trust(
         campaign=config.name,
@@ -53,6 +53,25 @@ def collect_trust(
         base=judged_by_configured(database, config, [s for s in summaries if s.get("round") in tuned]),
         learned=learned_from(database, tuned),
     )
+
+
+def with_drawn_audits(summaries: Iterable[Record], config: CampaignConfig) -> list[Record]:
+    """Return the summaries in their order, those of labelled rejects without the label unless they were drawn.
+
+    Another campaign may have labelled a crystal that this one rejects, for reasons that are not chance.
+    """
+    from inv_design.screening.audit import drawn
+
+    ordered = sorted(summaries, key=lambda s: (s.get("round") or 0, s["candidate_id"]))
+    rounds = {s.get("round") for s in ordered}
+    mine = {
+        s["candidate_id"]
+        for number in rounds
+        for s in drawn(
+            [s for s in ordered if s.get("round") == number], config.stages.dft.audit_per_round, seed=config.seed
+        )
+    }
+    return [s if s["candidate_id"] in mine else {**s, "audit": None} for s in ordered]
 
 
 def judged_by_configured(
