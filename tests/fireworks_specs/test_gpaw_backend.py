@@ -214,6 +214,29 @@ def test_what_is_finished_is_not_computed_again(emt: list[dict[str, Any]], here:
 
 
 @pytest.mark.parametrize("kind", ["elastic", "eos"])
+def test_the_firetask_inserts_one_calculation_of_the_configured_kind(
+    kind: str, emt: list[dict[str, Any]], embedded_connection: Connection
+) -> None:
+    from fireworks_specs.firetasks.dft import DftTask
+    from stores.provenance import provenance
+    from stores.records import insert_campaign, insert_structure
+
+    pytest.importorskip("gpaw")
+    config = campaign(kind=kind, cutoff=300, k_density=3)
+    insert_campaign("c", config.model_dump(mode="json"), targets=config.targets, provenance=provenance())
+    identity = insert_structure(ALUMINIUM, {"kind": "ingested", "id": "test"}, provenance())
+    for _ in range(2):
+        DftTask(campaign="c", round=0, structure_ids=[identity]).work()
+    (record,) = embedded_connection.db["calculations"].find()
+    assert (record["kind"], record["method"], record["state"]) == (kind, "gpaw", "completed"), record["error"]
+    assert record["protocol"]["kind"] == kind
+    assert record["results"]["frames"]
+    assert identity in record["provenance"]["inputs"]
+    uuids = set(embedded_connection.db["outputs"].distinct("uuid"))
+    assert uuids & set(record["provenance"]["inputs"])
+
+
+@pytest.mark.parametrize("kind", ["elastic", "eos"])
 def test_a_job_that_the_database_has_is_not_run_again(
     kind: str, emt: list[dict[str, Any]], embedded_connection: Connection, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
