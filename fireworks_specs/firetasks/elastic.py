@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
+from fireworks_specs.checkpoints import answers_kept
 from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.progress import report
 from stores.claims import Claims, result_key
@@ -31,6 +32,7 @@ class ElasticTask(CampaignTask):
         from fireworks_specs.pool import map_structures
         from fireworks_specs.protocols import mlip_protocol, round_calculator
         from inv_design.mechanics.stages import failed, measure_elasticities
+        from stores.protocol import protocol_id
 
         stage = self.config.stages.mlip
         calculator = round_calculator(self["campaign"], self.config, self["round"])
@@ -55,11 +57,14 @@ class ElasticTask(CampaignTask):
                     max_steps=stage.max_steps,
                     keep_structure=stage.keep_structure,
                 )
-                for index, record in records:
-                    provenance = self.provenance([ids[index]])
-                    insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
-                    done += 1
-                    report(text, done, self.get("total", len(self["structure_ids"])))
+                identity = protocol_id(protocol)
+                with answers_kept([result_key(i, where["kind"], identity) for i in ids], identity, claims) as answers:
+                    for index, record in records:
+                        provenance = self.provenance([ids[index]])
+                        insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
+                        answers.forget(index)
+                        done += 1
+                        report(text, done, self.get("total", len(self["structure_ids"])))
 
 
 def to_compute(
