@@ -211,7 +211,7 @@ def _energy(energy: float) -> str:
 
 
 def _bands(run: Run) -> Iterator[str]:
-    """Yield two bands of free electrons, one half filled: there are no others here, and it should look like a metal."""
+    """Yield a full band and an empty one that overlap: there are no electrons here, and it should look like a metal."""
     import numpy as np
 
     vectors = 2 * np.pi * np.asarray(run.kpoints) @ run.steps[-1].atoms.cell.reciprocal()[:]
@@ -223,7 +223,7 @@ def _bands(run: Run) -> Iterator[str]:
     for spin in range(1, spins + 1):
         yield f'   <set comment="spin {spin}">'
         for number, energy in enumerate(energies, start=1):
-            rows = "".join(f"<r>{e:.4f} {float(e < 0):.4f}</r>" for e in (energy, energy + 50.0))
+            rows = "".join(f"<r>{energy:.4f} {filled:.4f}</r>" for filled in (1.0, 0.0))
             yield f'    <set comment="kpoint {number}">{rows}</set>'
         yield "   </set>"
     yield "  </set></array></eigenvalues>"

@@ -1,0 +1,236 @@
+"""The vasp backend with a stand-in for VASP: its inputs, its outputs on the way to a record, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from fireworks_specs.backends.vasp import INCAR, OURS, PAPER, Vasp
+from fireworks_specs.ingestion import ingest_outputs
+from inv_design import testing_vasp
+from inv_design.config import CampaignConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stores.connection import Connection
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CONFIG = CampaignConfig(name="c", targets={"bulk_modulus_vrh": "150 GPa"})
+COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.65), ["Cu"], [[0, 0, 0]]).get_primitive_structure()
+GOLD_COPPER = Structure(Lattice.cubic(3.1), ["Cu", "Au"], [[0, 0, 0], [0.5, 0.5, 0.52]])
+
+COMMON = {
+    "ENCUT": 700, "EDIFF": 1e-8, "EDIFFG": -0.01, "GGA": "Pe", "KSPACING": 0.1, "KGAMMA": True, "ISMEAR": 1,
+    "SIGMA": 0.2, "PREC": "Accurate", "IBRION": 2, "NSW": 99, "NELM": 200, "ISPIN": 2, "MAGMOM": [0.6],
+    "LASPH": True, "LREAL": False, "LORBIT": 11, "LMIXTAU": True, "LAECHG": False, "LCHARG": False, "LELF": False,
+    "LVTOT": False, "LWAVE": False,
+}  # fmt: skip
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_input_sets_are_the_papers() -> None:
+    """Li et al. 2025, II C 3: PBE, 700 eV, 0.1 1/Å, 1e-5 meV, 0.01 eV/Å; and nothing but what is written here."""
+    assert PAPER == {"GGA": "PE", "ENCUT": 700, "EDIFF": 1e-5 * 1e-3, "EDIFFG": -0.01, "KSPACING": 0.1}
+    assert PAPER.keys().isdisjoint(OURS)
+    maker = Vasp().maker()
+    double: Any = maker.bulk_relax_maker
+    relaxation = COMMON | {"ISIF": 3, "ALGO": "Fast"}
+    deformation = COMMON | {"ISIF": 2, "ALGO": "Normal"}
+    for job, expected in (
+        (double.relax_maker1, relaxation), (double.relax_maker2, relaxation), (maker.elastic_relax_maker, deformation),
+    ):  # fmt: skip
+        inputs = job.input_set_generator.get_input_set(COPPER, potcar_spec=True)
+        incar = {name: value for name, value in inputs["INCAR"].items() if name != "LMAXMIX"}
+        assert incar == expected
+        assert inputs.get("KPOINTS") is None  # KSPACING rules
+        assert job.run_vasp_kwargs["handlers"], "custodian is on"
+    assert maker.max_failed_deformations == 0  # a tensor of fewer strains is not the same number
+
+
+def test_the_spacing_of_k_points_has_the_factor_2_pi(tmp_path: Path) -> None:
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    atoms = AseAtomsAdaptor.get_atoms(Structure(Lattice.tetragonal(4.0, 2.5), ["Cu"], [[0, 0, 0]]))
+    assert testing_vasp.divisions(tmp_path, atoms, {"KSPACING": 0.1}) == (16, 16, 26)
+    # as dense as what the predictor learned from: at least 7000 k points per reciprocal atom, where 0.1 without
+    # the factor 2π would be 40
+    copper = AseAtomsAdaptor.get_atoms(COPPER)
+    assert np.prod(testing_vasp.divisions(tmp_path, copper, {"KSPACING": INCAR["KSPACING"]})) > 7000
+
+
+def test_a_worker_says_what_it_lacks(vasp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymatgen.core import SETTINGS
+
+    Vasp().require()
+    monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", None)
+    with pytest.raises(RuntimeError, match="PMG_VASP_PSP_DIR is not set"):
+        Vasp().require()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="VASP_CMD is 'vasp_std'"):
+        Vasp().require()
+
+
+def test_a_run_ends_before_slurm_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from fireworks_specs.backends.vasp import handlers
+
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    assert "WalltimeHandler" not in {type(handler).__name__ for handler in handlers()}
+    for left in (3600, 1800):  # a second flow in the same job counts from its own beginning
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left))
+        limit = next(handler for handler in handlers() if type(handler).__name__ == "WalltimeHandler")
+        assert limit.wall_time == pytest.approx(left, abs=5)
+        assert abs(time.time() - limit.start_time.timestamp()) < 5 or limit.start_time.tzinfo is None
+
+
+# -- the stand-in -----------------------------------------------------------------------------------------------------
+
+
+def folder_of(tmp_path: Path, structure: Structure, **incar: Any) -> Path:
+    from pymatgen.io.vasp import Incar, Poscar
+
+    structure = structure.get_sorted_structure()
+    Poscar(structure).write_file(tmp_path / "POSCAR", significant_figures=16)
+    Incar({"KSPACING": 0.5, "ENCUT": 300, **incar}).write_file(tmp_path / "INCAR")
+    symbols = list(dict.fromkeys(site.specie.symbol for site in structure))
+    testing_vasp.write_potcars(tmp_path, symbols, ".")
+    (tmp_path / "POTCAR").write_text("".join((tmp_path / s / "POTCAR").read_text() for s in symbols))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("isif", "nsw"), [(2, 0), (2, 60), (3, 99)])
+def test_the_stand_in_does_what_incar_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isif: int, nsw: int
+) -> None:
+    from pymatgen.io.ase import AseAtomsAdaptor
+    from pymatgen.io.vasp import Oszicar, Outcar, Vasprun
+
+    from inv_design.calculators.registry import get_calculator
+
+    monkeypatch.setenv(testing_vasp.CALCULATOR_VARIABLE, "emt")
+    folder = folder_of(tmp_path, GOLD_COPPER, ISIF=isif, NSW=nsw, IBRION=2, EDIFFG=-0.002, NELM=40)
+    assert testing_vasp.main(folder) == 0
+    run = Vasprun(folder / "vasprun.xml", parse_potcar_file=False)
+    assert run.converged
+    assert (len(run.ionic_steps) > 1) == (nsw > 0)
+    before, after = run.initial_structure, Structure.from_file(folder / "CONTCAR")
+    assert np.allclose(before.lattice.matrix, GOLD_COPPER.lattice.matrix)
+    assert np.allclose(before.lattice.matrix, after.lattice.matrix) == (isif == 2)
+    assert np.allclose(run.final_structure.lattice.matrix, after.lattice.matrix, atol=1e-10)
+    forces = np.abs(run.ionic_steps[-1]["forces"]).max()
+    assert (forces < 0.002) == (nsw > 0)
+    atoms = AseAtomsAdaptor.get_atoms(after, msonable=False)  # the numbers are the potential's
+    atoms.calc = get_calculator("emt")
+    assert run.final_energy == pytest.approx(atoms.get_potential_energy() - 8.0, abs=1e-6)
+    assert run.ionic_steps[-1]["stress"] == pytest.approx(-atoms.get_stress(voigt=False) * 1602.17663, abs=1e-4)
+    assert Oszicar(folder / "OSZICAR").final_energy == pytest.approx(run.final_energy, abs=1e-6)
+    assert Outcar(folder / "OUTCAR").final_energy == pytest.approx(run.final_energy, abs=1e-6)
+    assert "not VASP" in (folder / "OUTCAR").read_text().splitlines()[0]
+    assert run.eigenvalue_band_properties[0] == 0  # a metal
+
+
+def test_the_stand_in_counts_what_it_was_told_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(testing_vasp.STATE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(testing_vasp.FAIL_VARIABLE, "killed@CuAu/strain*2, memory@Cu3Au")
+    found = [testing_vasp.planned_failure("AuCu", relaxes=False) for _ in range(3)]
+    assert found == ["killed", "killed", None]
+    assert testing_vasp.planned_failure("AuCu", relaxes=True) is None
+    assert testing_vasp.planned_failure("Cu3Au", relaxes=True) == "memory"
+    monkeypatch.setenv(testing_vasp.FAIL_VARIABLE, "sulking")
+    with pytest.raises(ValueError, match="sulking"):
+        testing_vasp.planned_failure("AuCu", relaxes=True)
+
+
+# -- to a record ------------------------------------------------------------------------------------------------------
+
+
+def tag_of(structure_id: str = "s-1") -> dict[str, Any]:
+    from stores.protocol import protocol_id
+
+    protocol = Vasp().protocol(CONFIG)
+    where = {"kind": "elastic", "method": "vasp", "protocol": protocol, "protocol_id": protocol_id(protocol)}
+    return {"campaign": "c", "structure_id": structure_id, "inputs": [structure_id, "k-stage-two"], **where}
+
+
+def measure(structure: Structure) -> dict[str, Any]:
+    ((_, record),) = Vasp().compute([structure], CONFIG, tags=[tag_of()])
+    return record
+
+
+def test_a_flow_that_was_cut_off_goes_on_and_is_ingested_once(
+    embedded_connection: Connection, vasp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(testing_vasp.FAIL_VARIABLE, "killed/strain*1")
+    record = measure(COPPER)
+    assert (record["state"], record["reason"]) == ("failed", "killed")
+    first = sorted(path.name for path in (vasp / "dft" / "s-1").iterdir())
+    assert [name.split("-", 1)[1] for name in first if "relax" in name][:2] == ["tight-relax-1", "tight-relax-2"]
+    assert ingest_outputs().found == 0  # nothing is finished
+
+    record = measure(COPPER)
+    assert record["state"] == "completed", record["error"]
+    further = [path.name for path in (vasp / "dft" / "s-1").iterdir() if path.name not in first]
+    assert not [name for name in further if "tight" in name]  # the relaxations were done
+    outputs = list(embedded_connection.db["outputs"].find({"metadata.adopted": {"$exists": True}}))
+    assert sorted(o["name"] for o in outputs) == ["tight relax 1", "tight relax 2"]
+    # ASE's EMT copper: 134 GPa from E(V)
+    assert record["results"]["bulk_modulus_vrh"] == pytest.approx(134, rel=0.03)
+    assert record["results"]["born_stable"] is True
+    assert record["results"]["volume_per_atom"] == pytest.approx(3.594**3 / 4, rel=0.01)
+    assert len(record["jobs"]) == len(set(record["jobs"])) == 5 + 6
+
+    # the process ended before it inserted the calculation
+    calculations = embedded_connection.db["calculations"]
+    assert ingest_outputs(campaign="another").found == 0
+    assert (ingest_outputs().inserted, ingest_outputs().inserted) == (1, 0)
+    (calculation,) = calculations.find()
+    assert calculation["results"] == record["results"]
+    assert calculation["provenance"]["inputs"] == ["s-1", "k-stage-two", *record["jobs"]]
+    assert calculation["output_structure_id"]
+    runs = len(list((vasp / "dft" / "s-1").glob("*relax*")))
+    assert measure(COPPER)["results"] == record["results"]  # everything was done
+    assert len(list((vasp / "dft" / "s-1").glob("*relax*"))) == runs
+    assert (ingest_outputs().found, ingest_outputs().inserted, calculations.count_documents({})) == (2, 0, 1)
+
+    # a run of another structure whose relaxation's folder is gone begins from the crystal alone
+    dump = json.dumps(list(embedded_connection.db["outputs"].find()), default=str)
+    assert "POTCAR" not in dump or "local part" not in dump
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("killed", "killed"),
+        ("memory", "out_of_memory"),
+        ("truncated", "truncated_output"),
+        ("unconverged", "electronic_nonconvergence"),
+    ],
+)
+def test_each_failure_has_its_reason(
+    embedded_connection: Connection, vasp: Path, monkeypatch: pytest.MonkeyPatch, how: str, reason: str
+) -> None:
+    monkeypatch.setenv(testing_vasp.FAIL_VARIABLE, f"{how}/relax")
+    record = measure(COPPER)
+    assert (record["state"], record["reason"]) == ("failed", reason), record["error"]
+    assert record["error"].startswith("tight relax 1: ")
+    assert embedded_connection.db["outputs"].count_documents({}) == 0
+    if how == "unconverged":  # custodian tried what it knows
+        (folder,) = (vasp / "dft" / "s-1").iterdir()
+        (run,) = json.loads((folder / "custodian.json").read_text())
+        changed = [action["action"]["_set"] for c in run["corrections"] for action in c["actions"] or []]
+        assert [c.get("ALGO") for c in changed][:2] == ["Normal", "All"]
+
+
+def test_a_cell_that_is_no_crystal_is_not_computed(embedded_connection: Connection, vasp: Path) -> None:
+    record = measure(Structure(Lattice.cubic(3.0), ["Cu", "Au"], [[0, 0, 0], [0, 0, 0.1]]))
+    assert (record["state"], record["reason"]) == ("failed", "unphysical")
+    assert not (vasp / "dft").exists()
