@@ -26,7 +26,7 @@ from pymatgen.core import Lattice, Structure
 
 from fireworks_specs.backends.gpaw import Gpaw, measure
 from inv_design.calculators.gpaw_calculator import GpawCalculator
-from inv_design.calculators.gpaw_settings import gpaw_versions
+from inv_design.calculators.gpaw_settings import CONVERGENCE, gpaw_versions
 from inv_design.config import CampaignConfig, DftConfig, GpawConfig
 from inv_design.mechanics.evaluate import GPA_PER_EV_A3, to_atoms
 
@@ -64,12 +64,21 @@ CRYSTALS: dict[str, tuple[str, Structure, dict[str, float], str]] = {
 """Name -> (kind, crystal to start from, values in GPa, where they come from)."""
 
 DEFAULT = GpawConfig()
-VARIED: dict[str, tuple[float, ...]] = {
-    "k_density": (5.0, 6.0, 7.0, 8.0),
-    "cutoff": (400.0, 550.0, 700.0),
-    "smearing": (0.15, 0.3),
+CHEAP_CUTOFF = 400.0
+"""eV; the density of k points that is needed does not depend on the cutoff."""
+VARIED: dict[str, list[dict[str, float]]] = {
+    "NiAl": [
+        *({"cutoff": CHEAP_CUTOFF, "k_density": d, "smearing": s} for d in (5.0, 6.0, 7.0, 8.0) for s in (0.3, 0.15)),
+        {"cutoff": 550.0},
+        {"cutoff": 700.0},
+    ],
+    "Ir": [
+        *({"cutoff": CHEAP_CUTOFF, "k_density": d} for d in (5.0, 6.0, 7.0, 8.0)),
+        {"cutoff": 550.0},
+        {"cutoff": 700.0},
+    ],
 }
-"""Settings of the convergence tests; k points at each smearing, cutoffs at the default."""
+"""Settings of the convergence tests; what is not named is the default."""
 FIXED = {"NiAl": 2.8992, "Ir": 3.8667}
 """Å; lattice constants of the convergence tests."""
 STRAIN = 0.0075
@@ -141,15 +150,39 @@ def stiffness(name: str, config: GpawConfig) -> dict[str, Any]:
 
 def convergence(name: str) -> None:
     """Add the convergence of a crystal to the results, setting by setting."""
-    default = DEFAULT.model_copy(update={"spin": "off"})
-    grids = [{"smearing": s, "k_density": d} for s in VARIED["smearing"][::-1] for d in VARIED["k_density"]]
-    cutoffs = [{"cutoff": c} for c in VARIED["cutoff"] if c != default.cutoff]
-    settings = [default.model_copy(update=update) for update in (*grids[:4], *cutoffs, *grids[4:])]
     rows = []
-    for config in settings:
-        rows.append(stiffness(name, config))
+    for varied in VARIED[name]:
+        rows.append(stiffness(name, DEFAULT.model_copy(update={"spin": "off", **varied})))
         print(json.dumps(rows[-1]), flush=True)
         store(f"convergence_{name}", {"lattice_constant": FIXED[name], "strain": STRAIN, "rows": rows})
+
+
+class Tight(GpawCalculator):
+    """GPAW with criteria of self-consistency a hundred times as strict."""
+
+    def settings(self, atoms: Any) -> dict[str, Any]:
+        """Return the settings with other criteria."""
+        criteria = {name: value / 100 for name, value in CONVERGENCE.items()}
+        return super().settings(atoms) | {"convergence": criteria}
+
+
+def self_consistency() -> dict[str, Any]:
+    """Return what the criteria of self-consistency leave in energy (eV/atom), forces (eV/Å) and stress (GPa)."""
+    atoms = to_atoms(CRYSTALS["NiAl"][1])
+    atoms.set_cell(atoms.cell.array @ np.diag([1 + STRAIN, 1, 1]), scale_atoms=True)
+    atoms.positions[1] += 0.02
+    found = []
+    for kind in (GpawCalculator, Tight):
+        with kind(DEFAULT.model_copy(update={"spin": "off", "k_density": 3.0})) as calculator:
+            crystal = atoms.copy()
+            crystal.calc = calculator
+            found.append((crystal.get_potential_energy(), crystal.get_forces(), crystal.get_stress()))
+    names = (("energy_per_atom_ev", 1 / len(atoms)), ("forces_ev_a", 1.0), ("stress_gpa", GPA_PER_EV_A3))
+    return {
+        "criteria": CONVERGENCE,
+        "beside": "the same, 100 times as strict; NiAl, strained and displaced",
+        **{name: float(np.abs(a - b).max()) * unit for (name, unit), a, b in zip(names, *found, strict=True)},
+    }
 
 
 def store(name: str, result: dict[str, Any]) -> None:
@@ -179,6 +212,7 @@ def main() -> None:
         if name == "convergence":
             with tempfile.TemporaryDirectory() as folder:
                 os.chdir(folder)
+                store("self_consistency", self_consistency())
                 for crystal in FIXED:
                     convergence(crystal)
                 os.chdir(RESULTS)
