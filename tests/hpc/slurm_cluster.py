@@ -150,13 +150,13 @@ class SlurmCluster:
         words = ["squeue", "-h", "-o", "%A"] + ([] if state is None else ["-t", state])
         return self.call(*words).stdout.split()
 
-    def processes(self, job: str | None = None, *, program: str = "") -> list[int]:
-        """Return the processes of jobs of this cluster, or of one job, that run a program, such as a script."""
-        return [
-            pid
+    def processes(self, *, program: str) -> dict[int, str]:
+        """Return the processes of jobs of this cluster that run a program, such as a script, and their jobs."""
+        return {
+            pid: variables["SLURM_JOB_ID"]
             for pid, variables in processes_of(self.folder).items()
-            if "SLURM_JOB_ID" in variables and job in (None, variables["SLURM_JOB_ID"]) and program in command_line(pid)
-        ]
+            if "SLURM_JOB_ID" in variables and any(word.endswith(program) for word in command_line(pid).split()[:2])
+        }
 
     def logs(self) -> str:
         """Return the tails of the daemons' logs."""

@@ -27,6 +27,9 @@ GAP = (0.05, 0.8)
 """Time between two blows, in units of what a worker takes to start: they fall into start-up, work and writing alike."""
 LEAST_START = 8.0
 """Seconds from the end of a worker to the work of the next, however fast the machine is: the queue's own time."""
+INTO_WORK = (0.0, 4.0)
+"""Seconds into somebody's work."""
+CANCEL_WAITING = 0.2
 LEASE = 10
 TIDY_SECONDS = 15.0
 """How often somebody looks after the campaign, as by cron."""
@@ -100,6 +103,15 @@ def records_of(campaign: Any) -> dict[str, list[str]]:
     return {name: sorted(text(d) for d in campaign.db[name].find()) for name in KEYS if name != "campaigns"}
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A worker's process, its job, and whether it is at work on a firework."""
+
+    pid: int
+    job: str
+    at_work: bool
+
+
 class Blows:
     """Kills and cancellations at random moments, counted by what they hit."""
 
@@ -108,23 +120,36 @@ class Blows:
         self.counts: Counter[str] = Counter()
 
     def strike(self, campaign: Any) -> bool:
-        """Kill a worker or cancel a job, if there is one; return whether it hit something."""
-        kind = self.rng.choice(["kill -9", "scancel"])
-        chosen = self.slurm.jobs() if kind == "scancel" else self.slurm.processes(program="bin/rlaunch")
-        if not chosen:
+        """Kill a worker or cancel a job, if there is one; return whether it hit something.
+
+        Every second blow is for somebody at work, some time into it; the others are for whoever is there.
+        """
+        workers = self.workers(campaign)
+        if self.total % 2 == 0:
+            if not any(worker.at_work for worker in workers):
+                return False
+            time.sleep(self.rng.uniform(*INTO_WORK))
+            workers = [worker for worker in self.workers(campaign) if worker.at_work]
+        elif self.rng.random() < CANCEL_WAITING and (waiting := self.slurm.jobs("PENDING")):
+            self.slurm.call("scancel", self.rng.choice(waiting))
+            self.counts["scancel, waiting in the queue"] += 1
+            return True
+        if not workers:
             return False
-        one = self.rng.choice(sorted(chosen))
-        hit = self.slurm.processes(one, program="bin/rlaunch") if kind == "scancel" else [one]
-        busy = [claim["worker"] for claim in campaign.db["claims"].find({}, {"worker": 1})]
-        at_work = any(is_worker(pid, worker) for pid in hit for worker in busy)
-        what = "at work" if at_work else "starting or idle" if hit else "waiting in the queue"
+        worker, kind = self.rng.choice(workers), self.rng.choice(["kill -9", "scancel"])
         if kind == "scancel":
-            self.slurm.call("scancel", one)
+            self.slurm.call("scancel", worker.job)
         else:
             with suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
-        self.counts[f"{kind}, {what}"] += 1
+                os.kill(worker.pid, signal.SIGKILL)
+        self.counts[f"{kind}, {'at work' if worker.at_work else 'starting or idle'}"] += 1
         return True
+
+    def workers(self, campaign: Any) -> list[Worker]:
+        """Return the workers that there are now, the oldest first."""
+        busy = [claim["worker"] for claim in campaign.db["claims"].find({}, {"worker": 1})]
+        found = sorted(self.slurm.processes(program="bin/rlaunch").items())
+        return [Worker(pid, job, any(is_worker(pid, claimed) for claimed in busy)) for pid, job in found]
 
     @property
     def total(self) -> int:
@@ -201,6 +226,8 @@ def test_blows_at_random_moments_lose_and_double_nothing(slurm: Any, new_campaig
         check_end(campaign, records_of(quiet))
     print(f"{blows.total} blows, seed {SEED}: " + "; ".join(f"{n} {what}" for what, n in sorted(blows.counts.items())))
     assert blows.total == BLOWS
+    for kind in ("kill -9", "scancel"):  # else the moments were not what this test is about
+        assert blows.counts[f"{kind}, at work"] >= BLOWS // 10
 
 
 def summary(campaign: Any) -> str:
