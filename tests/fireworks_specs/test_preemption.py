@@ -25,6 +25,7 @@ from inv_design.config import CampaignConfig
 from stores.protocol import protocol_id
 from stores.provenance import provenance
 from stores.records import insert_structures
+from stores.workers import is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,7 +176,7 @@ def test_a_batch_goes_on_after_sigterm_and_sigkill(wire_connection: Connection, 
     config = CampaignConfig.model_validate(CONFIG)
     register_campaign(config)
     metals = [("Al", "Ni"), ("Cu", "Pd"), ("Ag", "Au"), ("Al", "Cu"), ("Ni", "Pt"), ("Au", "Pd"), ("Ag", "Pt")]
-    made = [Structure(Lattice.cubic(a), p, [[0, 0, 0], [0.5, 0.5, 0.5]]) for p in metals for a in (2.9, 3.1)]
+    made = [Structure(Lattice.cubic(a), p, [[0.0] * 3, [0.5] * 3]) for p in metals for a in (2.9, 3.1)]
     ids = insert_structures(made, [{"kind": "ingested", "id": "test"}] * len(made), provenance())
     step = Step("small", 0, "mlip", (tuple(ids),))
     where = {"kind": "elastic", "protocol_id": protocol_id(mlip_protocol(config))}
@@ -205,7 +206,10 @@ def test_a_batch_goes_on_after_sigterm_and_sigkill(wire_connection: Connection, 
     found = {c["structure_id"]: c for c in db["calculations"].find(where)}
     assert computed() == len(found) == len(ids)
     assert all(found[i]["_id"] == identity for i, identity in began.items())  # nothing is computed twice
-    assert db["claims"].count_documents({}) == db["checkpoints"].count_documents({}) == 0
+    # killed between a result and its claim's release, a worker leaves the claim of a result that nobody asks for again
+    left = {claim["key"] for claim in db["claims"].find() if is_dead(claim["worker"])}
+    assert db["claims"].count_documents({}) == len(left) <= 1
+    assert set(db["checkpoints"].distinct("key")) <= left
     stage = config.stages.mlip
     alone = measure_elasticities(
         made, calculator="emt", fmax=stage.fmax, max_steps=stage.max_steps, keep_structure=stage.keep_structure
