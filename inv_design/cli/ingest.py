@@ -21,21 +21,32 @@ LABELS = ("bulk_modulus_vrh", "shear_modulus_vrh", "formation_energy_per_atom", 
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, metavar="FILE...")
+@click.option("--outputs", is_flag=True, help="Finished DFT flows of the JobStore that have no calculation yet.")
 @click.option("--source", help="Where the labels come from, for their provenance.  [default: the file]")
 @click.option("--functional", help="Method behind the labels, such as PBE, for their protocol.")
 @json_option
 @database_options
 @click.pass_obj
-def ingest(settings: Settings, *, files: tuple[str, ...], source: str | None, functional: str | None) -> None:
+def ingest(
+    settings: Settings, *, files: tuple[str, ...], outputs: bool, source: str | None, functional: str | None
+) -> None:
     """Read crystals and their labels from files into the database.
 
     Every good item is kept, in any case. Each bad one gets a line on standard error that names it and the cure, and
     then the exit code is 1. What is in the database already is not stored twice.
+
+    With --outputs, the elastic flows that finished in the database's JobStore become calculations, if they are none
+    yet: a killed worker may leave such, and so do flows that were run with jobflow's own managers.
     """
     from inv_design.cli.database import open_database
 
+    if bool(files) == outputs:
+        raise click.UsageError("give either files or --outputs")
     open_database(settings)
+    if outputs:
+        _ingest_outputs(as_json=settings.as_json)
+        return
     with render.progress("Read") as bar:
         good: dict[str, list[ReadItem]] = {}
         errors: list[str] = []
@@ -61,6 +72,20 @@ def ingest(settings: Settings, *, files: tuple[str, ...], source: str | None, fu
         )
     if errors:
         raise CommandFailed(f"{len(errors)} of {read} items are bad; the {counts['kept']} good ones are kept")
+
+
+def _ingest_outputs(*, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fireworks_specs.ingestion import ingest_outputs
+
+    done = ingest_outputs()
+    if as_json:
+        render.json_document(asdict(done))
+    else:
+        click.echo(f"{done.found} finished flows, {done.inserted} new calculations")
+    if done.unreadable:
+        raise CommandFailed(f"{done.unreadable} of {done.found} flows cannot be read; the log (-v) names them")
 
 
 def store(items: Sequence[ReadItem], origin: str, functional: str | None) -> dict[str, int]:
