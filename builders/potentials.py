@@ -33,14 +33,16 @@ def calculator_in(config: CampaignConfig, calculators: Mapping[int, str], number
     return calculators.get(number, config.stages.mlip.calculator)
 
 
-def is_of_stage(protocol: Mapping[str, Any] | None, calculator: str, stage: MlipConfig) -> bool:
+def is_of_stage(protocol: Any, calculator: str, stage: MlipConfig) -> bool:
     """Return whether a calculation's protocol is that of stage II with a calculator.
 
     What a protocol does not say is not held against it: records of other programs may have none. Versions do not
     count: of several the newest result does.
     """
-    protocol = protocol or {}
-    named = (protocol.get("calculator") or {}).get("calculator")
+    protocol = protocol if isinstance(protocol, dict) else {}
+    named = protocol.get("calculator")
+    if isinstance(named, dict):
+        named = named.get("calculator")
     names = {None, calculator, Path(calculator).name}  # of a file, its name
     if Path(calculator).is_dir():
         names.add("model.safetensors")

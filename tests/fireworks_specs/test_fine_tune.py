@@ -179,6 +179,8 @@ def test_which_protocols_are_of_a_stage(config: CampaignConfig) -> None:
     assert is_of_stage(own, stage.calculator, stage)  # a file is known by its name
     assert is_of_stage(None, "chgnet", stage)
     assert is_of_stage({}, "chgnet", stage)
+    assert is_of_stage({"calculator": "chgnet"}, "chgnet", stage)
+    assert not is_of_stage({"calculator": "emt"}, "chgnet", stage)
     assert not is_of_stage(own, "mace-alloy-small", stage)
     assert not is_of_stage(own | {"max_steps": 7}, stage.calculator, stage)
     assert is_of_stage(own | {"version": "0.0"}, stage.calculator, stage)
