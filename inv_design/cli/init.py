@@ -50,7 +50,7 @@ def init(directory: Path, template: str, name: str | None, database: str | None,
     write_new(directory, files)
     click.echo(f"wrote {', '.join(str(directory / file) for file in files)}; next: {next_words(directory, cluster)}")
     if cluster is not None and _USER_WITHOUT_PASSWORD.search(files["my_launchpad.yaml"]):
-        click.echo("rlaunch and qlaunch need the password: add it to the URIs in my_launchpad.yaml and jobflow.yaml")
+        click.echo("rlaunch and qlaunch need the password: add it to the URI in my_launchpad.yaml")
 
 
 def write_new(directory: Path, files: dict[str, str]) -> None:
