@@ -118,16 +118,20 @@ class Blows:
     def __init__(self, slurm: Any, seed: int) -> None:
         self.slurm, self.rng = slurm, random.Random(seed)
         self.counts: Counter[str] = Counter()
+        self._completed = 0
 
     def strike(self, campaign: Any) -> bool:
         """Kill a worker or cancel a job, if there is one; return whether it hit something.
 
-        Every second blow is for somebody at work, some time into it; the others are for whoever is there.
+        Every second blow is for somebody at work, some time into it, after a firework was completed since the last
+        such blow: they spread over the whole campaign, on a slow machine too. The others are for whoever is there.
         """
         workers = self.workers(campaign)
         if self.total % 2 == 0:
-            if not any(worker.at_work for worker in workers):
+            completed = campaign.db["fireworks"].count_documents({"state": "COMPLETED"})
+            if completed == self._completed or not any(worker.at_work for worker in workers):
                 return False
+            self._completed = completed
             time.sleep(self.rng.uniform(*INTO_WORK))
             workers = [worker for worker in self.workers(campaign) if worker.at_work]
         elif self.rng.random() < CANCEL_WAITING and (waiting := self.slurm.jobs("PENDING")):
