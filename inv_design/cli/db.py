@@ -13,6 +13,10 @@ COMMANDS: Table = {
     "migrate": ("db_migrate:migrate", "Bring the database to the schema of this version."),
     "users": ("db_users:users", "Print, or apply, the roles of readers, workers and curators."),
     "move": ("db_move:move", "Copy everything to another database, and verify it there."),
+    "archive-workflows": (
+        "db_archive_workflows:archive_workflows",
+        "Take finished workflows of closed rounds from the launchpad.",
+    ),
 }
 
 

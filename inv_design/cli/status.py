@@ -143,7 +143,8 @@ def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
                 "error": trace.splitlines()[-1] if trace else None,
             }
         )
-    return {"fireworks": states, "failed": failed}
+    archived = database["archived_fireworks"].count_documents({"campaign": name})
+    return {"fireworks": states, "failed": failed, "archived": archived}
 
 
 def show(record: dict[str, Any], *, verbose: int) -> None:
@@ -260,7 +261,8 @@ def chemistry_line(chemistry: dict[str, Any]) -> str:
 def show_launchpad(launchpad: dict[str, Any]) -> None:
     """Print the states of the fireworks and the failed ones."""
     states = ", ".join(f"{n} {state}" for state, n in launchpad["fireworks"].items())
-    click.echo(f"\nlaunchpad: {states or 'empty'}")
+    archived = f"; {launchpad['archived']} archived" if launchpad["archived"] else ""
+    click.echo(f"\nlaunchpad: {states or 'empty'}{archived}")
     for item in launchpad["failed"][:FAILED_SHOWN]:
         click.echo(f"  failed: firework {item['fw_id']} {item['name']}: {item['error'] or 'no error recorded'}")
     more = len(launchpad["failed"]) - FAILED_SHOWN

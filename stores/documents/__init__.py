@@ -1,5 +1,6 @@
 """The documents, one file per collection."""
 
+from stores.documents.archived_firework import ArchivedFirework
 from stores.documents.calculation import Calculation
 from stores.documents.campaign import Campaign
 from stores.documents.campaign_metrics import CampaignMetrics
@@ -29,13 +30,14 @@ AUTHORITATIVE: tuple[type[Record], ...] = (
     Step,
 )
 DERIVED: tuple[type[Derived], ...] = (CandidateSummary, ScreeningQueueItem, CampaignMetrics)
-OPERATIONAL = (Claim, Checkpoint, Output)
-"""Neither records nor derived from them: what is there only while work is done."""
+OPERATIONAL = (Claim, Checkpoint, Output, ArchivedFirework)
+"""Neither records nor derived from them: what is there while work is done, and what is kept of it."""
 
 __all__ = [
     "AUTHORITATIVE",
     "DERIVED",
     "OPERATIONAL",
+    "ArchivedFirework",
     "Calculation",
     "Campaign",
     "CampaignMetrics",
