@@ -59,9 +59,8 @@ def save(
     connection = connection or current()
     blob = pack(tensors, values)
     if len(blob) > LARGEST:
-        raise ValueError(
-            f"a checkpoint of {len(blob) / 1e6:.0f} MB is too large, at most {LARGEST / 1e6:.0f} MB are kept"
-        )
+        size, most = len(blob) / 1e6, LARGEST / 1e6
+        raise ValueError(f"a checkpoint of {size:.1f} MB is not kept, it would be larger than {most:g} MB")
     version, now = uuid.uuid4().hex, connection.now()
     starts = range(0, len(blob), PART_BYTES)
     about = {"key": key, "identity": identity, "version": version, "parts": len(starts), "size": len(blob)}

@@ -10,6 +10,7 @@ from fireworks import explicit_serialize
 from fireworks_specs.checkpoints import answers_kept
 from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.progress import report
+from stores import checkpoints
 from stores.claims import Claims, result_key
 from stores.queries import structures_by_id
 
@@ -65,6 +66,8 @@ class ElasticTask(CampaignTask):
                         answers.forget(index)
                         done += 1
                         report(text, done, self.get("total", len(self["structure_ids"])))
+            # a worker that was killed between a result and the end of its checkpoint leaves one
+            checkpoints.discard(result_key(i, where["kind"], protocol_id(protocol)) for i in self["structure_ids"])
 
 
 def to_compute(

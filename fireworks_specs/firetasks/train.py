@@ -11,6 +11,7 @@ from fireworks_specs.firetasks.base import CampaignTask, load_generator_model, l
 from fireworks_specs.firetasks.fine_tune import fine_tune_round
 from fireworks_specs.progress import report
 from fireworks_specs.seeds import derive_seed
+from stores import checkpoints
 from stores.queries import structures_by_id
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ class TrainTask(CampaignTask):
         def lacking(keys: list[str]) -> list[str]:
             return keys if model_of_round(name, number, kind) is None else []
 
+        key = f"train/{name}/{number}/{kind}"
         with Claims(campaign=name, stage="train") as claims:
-            for keys in claims.shares([f"train/{name}/{number}/{kind}"], key=str, lacking=lacking):
-                self._train(keys[0], claims)
+            for _ in claims.shares([key], key=str, lacking=lacking):
+                self._train(key, claims)
+        checkpoints.discard([key])  # of a worker that was killed when it had inserted the model
 
     def _train(self, key: str, claims: Claims) -> None:
         """Train and insert the model, from the checkpoint of ``key`` if another worker left one."""

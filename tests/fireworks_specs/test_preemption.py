@@ -209,7 +209,7 @@ def test_a_batch_goes_on_after_sigterm_and_sigkill(wire_connection: Connection, 
     # killed between a result and its claim's release, a worker leaves the claim of a result that nobody asks for again
     left = {claim["key"] for claim in db["claims"].find() if is_dead(claim["worker"])}
     assert db["claims"].count_documents({}) == len(left) <= 1
-    assert set(db["checkpoints"].distinct("key")) <= left
+    assert db["checkpoints"].count_documents({}) == 0
     stage = config.stages.mlip
     alone = measure_elasticities(
         made, calculator="emt", fmax=stage.fmax, max_steps=stage.max_steps, keep_structure=stage.keep_structure
