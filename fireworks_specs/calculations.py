@@ -51,6 +51,7 @@ def calculation_workflows(
     ids = list(dict.fromkeys(structure_ids))
     parts = [ids[start : start + batch] for start in range(0, len(ids), batch)]
     spec = {"_add_launchpad_and_fw_id": True, "_category": "mlip", "role": ROLE, "kind": kind, "calculator": calculator}
+    spec |= {"campaign": None}  # said, so that `doctor` looks after it as after any campaign's
     workflows = []
     for number, part in enumerate(parts, start=1):
         task = CalculateTask(
@@ -79,10 +80,8 @@ def launch_calculations(
         If there is no such kind, batch or calculator.
     """
     from fireworks_specs.firetasks.elastic import without_calculation
-    from fireworks_specs.firetasks.train_mlip import fetch_calculator
     from fireworks_specs.protocols import calculation_protocol
 
-    fetch_calculator(calculator)
     protocol = calculation_protocol(kind, calculator, settings)
     ids = list(dict.fromkeys(structure_ids))
     lacking = without_calculation(ids, kind, protocol)

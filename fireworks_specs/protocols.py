@@ -62,6 +62,8 @@ def dft_protocol(config: CampaignConfig) -> dict[str, Any]:
 
 @cache
 def _calculator(name: str) -> tuple[tuple[str, Any], ...]:
+    from fireworks_specs.firetasks.train_mlip import fetch_calculator
     from inv_design.calculators.registry import calculator_protocol
 
+    fetch_calculator(name)  # the protocol has the hash of the weights
     return tuple(sorted(calculator_protocol(name).items()))

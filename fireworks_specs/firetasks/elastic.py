@@ -29,7 +29,6 @@ class ElasticTask(CampaignTask):
 
     def work(self) -> None:
         """Compute what has no result under the protocol yet and no other worker is at work on."""
-        from fireworks_specs.firetasks.train_mlip import fetch_calculator
         from fireworks_specs.pool import map_structures
         from fireworks_specs.protocols import mlip_protocol, round_calculator
         from inv_design.mechanics.stages import failed, measure_elasticities
@@ -37,7 +36,6 @@ class ElasticTask(CampaignTask):
 
         stage = self.config.stages.mlip
         calculator = round_calculator(self["campaign"], self.config, self["round"])
-        fetch_calculator(calculator)
         protocol = mlip_protocol(self.config, calculator)
         where: dict[str, Any] = {"kind": "elastic", "method": "mlip", "protocol": protocol}
         text = f"round {self['round']}: stage II, {calculator}"

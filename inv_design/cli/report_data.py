@@ -114,7 +114,8 @@ def judge_names(config: CampaignConfig) -> dict[str, str]:
         "gpaw": "DFT (GPAW, PBE)",
         "vasp": "DFT (VASP, PBE)",
     }[stage.dft.backend]
-    return {"predictor": stage.predictor.model, "mlip": stage.mlip.calculator, "dft": label}
+    potential = stage.mlip.calculator + (", fine-tuned" if stage.mlip.fine_tune.enabled else "")
+    return {"predictor": stage.predictor.model, "mlip": potential, "dft": label}
 
 
 def hit_window(config: CampaignConfig) -> float:

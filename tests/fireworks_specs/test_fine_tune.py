@@ -9,10 +9,13 @@ from pymatgen.core import Lattice, Structure
 
 from builders.potentials import calculator_of, is_of_stage, round_calculators
 from builders.run import build_campaign
+from fireworks_specs import protocols
 from fireworks_specs.firetasks import fine_tune
+from fireworks_specs.firetasks.dft import relaxed_structure
 from fireworks_specs.firetasks.train import TrainTask
 from fireworks_specs.protocols import mlip_protocol, round_calculator
 from fireworks_specs.steps import model_of_round
+from inv_design.calculators import registry
 from inv_design.config import CampaignConfig
 from inv_design.mechanics.stages import measure_equation_of_state
 from inv_design.testing import tiny_mace
@@ -94,6 +97,11 @@ def test_a_round_learns_the_labels_and_names_its_potential(database: Connection,
     assert protocol["calculator"]["calculator"] == calculator
     assert protocol["calculator"]["weights_sha256"] == model.sha256
     assert protocol_id(protocol) != protocol_id(mlip_protocol(config))
+    # a worker elsewhere, without the weights, knows the protocol too
+    registry.cached_model(calculator).unlink()
+    protocols._calculator.cache_clear()
+    assert mlip_protocol(config, calculator) == protocol
+    assert registry.cached_model(calculator).is_file()
     # done again, nothing changes; with no new label the next round keeps it, and says why
     task(1).work()
     task(2).work()
@@ -153,11 +161,13 @@ def test_results_of_other_potentials_change_no_verdict(database: Connection, con
     other = mlip_protocol(config, "emt")
     results = {"bulk_modulus_vrh": 150.0, "born_stable": True, "relaxed": True, "structure_matched": True}
 
-    def add(protocol: dict[str, Any], value: float) -> None:
-        insert_calculation(
+    def add(protocol: dict[str, Any], value: float) -> str:
+        calculation, _ = insert_calculation(
             structure_id=identity, kind="elastic", method="mlip", protocol_id=protocol_id(protocol), protocol=protocol,
             state="completed", results=results | {"bulk_modulus_vrh": value}, provenance=provenance(command="tests"),
+            output_structure_id=identity,
         )  # fmt: skip
+        return str(calculation)
 
     def stage() -> dict[str, Any]:
         build_campaign(NAME)
@@ -167,10 +177,12 @@ def test_results_of_other_potentials_change_no_verdict(database: Connection, con
 
     add(other, 151.0)
     assert stage()["status"] == "waiting"
-    add(mlip_protocol(config), 152.0)
+    own = add(mlip_protocol(config), 152.0)
     assert stage()["value"] == 152.0
-    add(mlip_protocol(config) | {"fmax": 0.5}, 153.0)
+    newest = add(mlip_protocol(config) | {"fmax": 0.5}, 153.0)
     assert stage()["value"] == 152.0
+    assert relaxed_structure(identity, mlip_protocol(config))[0] == own  # stage III starts from it, too
+    assert relaxed_structure(identity, {"version": "another"})[0] == newest
 
 
 def test_which_protocols_are_of_a_stage(config: CampaignConfig) -> None:

@@ -63,6 +63,23 @@ def test_results_come_as_they_finish_and_batches_stay_full() -> None:
     assert max(calculator.batches) == 2
 
 
+def test_the_calculator_says_how_many_go_together() -> None:
+    atoms = to_atoms(COPPER)
+
+    def work() -> Any:
+        yield [atoms]
+        yield [atoms]
+        return True
+
+    for batch in (2, 5):
+        calculator = BatchedEmt()
+        calculator.batch = batch  # as a network's, by its device
+        assert list(run_in_order((work() for _ in range(6)), calculator)) == [True] * 6
+        assert max(calculator.batches) == batch
+    single = EMT()  # it evaluates one by one
+    assert list(run_in_order((work() for _ in range(3)), single)) == [True] * 3
+
+
 def test_alone_or_in_a_batch_a_crystal_gives_the_same() -> None:
     crystals = [L1_2, COPPER, LOW]
     together = list(relax_structures(crystals, BatchedEmt(), fmax=0.005))
