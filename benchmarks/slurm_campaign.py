@@ -16,6 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -30,9 +31,9 @@ name: on-slurm
 seed: 6
 rounds: 1                     # and round 0
 targets: {{bulk_modulus_vrh: 330 GPa}}
-generator: {{name: con_cdvae, samples_per_round: {samples}, chunk: 40, max_sites: 4, finetune_budget: 0.2}}
+generator: {{name: con_cdvae, samples_per_round: {samples}, chunk: 40, sites: 2, finetune_budget: 0.2}}
 stages:
-  mlip: {{budget_per_round: 12, chunk: 6}}
+  mlip: {{budget_per_round: 12, chunk: 6, fine_tune: {{enabled: true, min_frames: 10, epochs: 10}}}}
   dft: {{backend: {backend}, budget_per_round: {labels}, gpaw: {{kind: eos}}}}
 evaluation: {{targets: [330], samples: 5}}
 chemistry: {{exclude: [Tc, Os]}}
@@ -48,13 +49,16 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=4.0, help="give up after")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--report", type=Path, help="write the campaign's report here as well")
+    parser.add_argument("--keep", type=Path, help="a new folder that the database and the jobs' folders stay in")
     options = parser.parse_args()
     cluster_module, campaign_module = _load("slurm_cluster"), _load("slurm_campaign")
     if reason := cluster_module.why_not():
         sys.exit(reason)
     cluster_module.sweep()
     cluster = cluster_module.SlurmCluster(cpus=2)
-    with tempfile.TemporaryDirectory() as folder:
+    if options.keep:
+        options.keep.mkdir(parents=True)
+    with nullcontext(options.keep.resolve()) if options.keep else tempfile.TemporaryDirectory() as folder:
         server = _server(Path(folder))
         server.start()
         try:
