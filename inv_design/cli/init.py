@@ -10,11 +10,11 @@ from pathlib import Path
 
 import click
 
+from fireworks_specs.worker_files import CLUSTERS, SECRET, worker_files
 from inv_design.cli.errors import CommandFailed
 from inv_design.cli.options import DATABASE_VARIABLE, common_options
 
 TEMPLATES = ("default", "demo", "minimal")
-CLUSTERS = ("slurm", "pbs")
 PLACEHOLDER = "CAMPAIGN_NAME"
 _USER_WITHOUT_PASSWORD = re.compile(r"host: '[^:]+://[^/:@]+@")
 
@@ -61,8 +61,6 @@ def write_new(directory: Path, files: dict[str, str]) -> None:
     CommandFailed
         If one of them exists; none is written then.
     """
-    from fireworks_specs.worker_files import SECRET
-
     there = [directory / name for name in files if (directory / name).exists()]
     if there:
         raise CommandFailed(f"{there[0]} exists; it is never overwritten; choose another directory")
@@ -84,7 +82,6 @@ def cluster_files(cluster: str, path: Path, text: str | None, database: str | No
     """Return the workers' files for the campaign in a file, or in the text that will be written there."""
     import yaml
 
-    from fireworks_specs.worker_files import worker_files
     from inv_design.config import load_config
 
     stated = yaml.safe_load(text).get("database", "embedded") if text is not None else load_config(path).database
