@@ -7,6 +7,7 @@ import platform
 import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -40,18 +41,30 @@ class Finding:
 
 
 @click.command()
+@click.option(
+    "--worker",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Test what a worker of this my_fworker.yaml needs, on the machine where it runs.",
+)
 @json_option
 @database_options
 @click.pass_obj
-def check(settings: Settings) -> None:
+def check(settings: Settings, worker: Path | None) -> None:
     """Test every part that a campaign needs; show a tick or the cure.
 
-    Exit code 1 if a part fails that the campaign needs.
+    Exit code 1 if a part fails that the campaign, or the worker, needs.
     """
     findings = []
     marks = {"ok": ("✓", "green"), "failed": ("✗", "red"), "info": ("·", "cyan")}
     out = render.console()
-    for finding in examine(settings):
+    if worker is None:
+        parts = examine(settings)
+    else:
+        from inv_design.cli.check_worker import examine_worker
+
+        parts = examine_worker(settings, worker)
+    for finding in parts:
         findings.append(finding)
         if not settings.as_json:
             from rich.text import Text
@@ -133,8 +146,6 @@ def _launchpad() -> str:
 
 
 def _data(config: CampaignConfig) -> str:
-    from pathlib import Path
-
     if config.data.source == "mp-binaries":
         from inv_design.datasets.mp_binaries import load_alloys
 
