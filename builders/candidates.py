@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 LABEL_METHODS = ("surrogate", "gpaw", "vasp")
 LABEL_KINDS = ("eos", "elastic")
-HEAVY = {"provenance.versions": 0, "protocol": 0, "results.elastic_tensor": 0, "results.elastic_tensor_ieee": 0}
+HEAVY = dict.fromkeys(
+    (
+        "provenance.versions", "provenance.inputs", "protocol", "results.elastic_tensor",
+        "results.elastic_tensor_ieee", "results.frames",
+    ), 0,
+)  # fmt: skip
 """Parts of calculations that a summary does not show."""
 NEEDED = {"structure_id": str, "round": int, "seed": int, "index": int}
 """What a candidate must have to be looked at: field -> type."""

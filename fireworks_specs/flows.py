@@ -25,6 +25,9 @@ NOT_OF_THE_WORK = (
 """A maker's fields that make no difference to the numbers."""
 
 
+PATIENCE = 10.0  # seconds that a program has to end when it is told to
+
+
 class JobFailed(RuntimeError):  # noqa: N818
     """A job of a flow raised; its ``__cause__`` says what, and its files are in ``folder``."""
 
@@ -76,9 +79,28 @@ def _run(job: Job, store: JobStore, folder: Path) -> Any:
         raise
     except Exception as error:
         raise JobFailed(job.name, here) from error
+    except BaseException:  # an interrupt: custodian's programs are in sessions of their own and would go on
+        end_programs(here)
+        raise
     if response.stop_children or response.stop_jobflow:
         raise JobFailed(job.name, here) from RuntimeError("the job stopped its flow")
     return response
+
+
+def end_programs(folder: Path) -> None:
+    """Terminate the programs that this process started in a folder, and wait for them a moment."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if Path(child.cwd()) == folder:
+                child.terminate()
+                found.append(child)
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    for child in psutil.wait_procs(found, timeout=PATIENCE)[1]:
+        child.kill()
 
 
 def new_folder(parent: Path, name: str) -> Path:

@@ -81,17 +81,17 @@ def _without_calculation(flows: Iterable[Mapping[str, Any]]) -> list[Mapping[str
 
 
 def _ingest(flow: Mapping[str, Any]) -> bool:
-    from monty.json import MontyDecoder
-
-    from fireworks_specs.backends.atomate import job_ids, record_of
+    from fireworks_specs.backends import get_backend
+    from fireworks_specs.backends.atomate import flow_documents, job_ids, record_of
     from fireworks_specs.firetasks.elastic import insert_result
     from fireworks_specs.jobstore import campaign_job_store
     from stores.provenance import provenance
 
     tag = flow["metadata"]
     store = campaign_job_store()
-    stored = store.query({"uuid": flow["uuid"], "index": flow["index"]}, load=False)
-    record = record_of([MontyDecoder().process_decoded(document["output"]) for document in stored])
+    flow_id = flow["hosts"][-1]
+    read = getattr(get_backend(tag["method"]), "record", record_of)
+    record = read(flow_documents(store, flow_id))
     if record["state"] != "completed":
         return False
     return insert_result(
@@ -100,5 +100,5 @@ def _ingest(flow: Mapping[str, Any]) -> bool:
         kind=tag["kind"],
         method=tag["method"],
         protocol=tag["protocol"],
-        provenance=provenance(inputs=provenance_inputs(tag, job_ids(store, flow["hosts"][-1]))),
+        provenance=provenance(inputs=provenance_inputs(tag, job_ids(store, flow_id))),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from inv_design.testing_vasp import IonicStep, Run
 
-VERSION = "6.4.3"
+VERSION = "6.4.3.stand-in"
 PLATFORM = "stand-in of inv_design, not VASP"
 H2_2M = 3.80998  # eV Å^2: hbar^2 / 2 m
 CONVERGED, STUCK = 1e-9, 1e-2  # eV; last change of an electronic loop that converged, and of one that did not

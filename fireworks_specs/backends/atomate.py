@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inv_design.mechanics.stages import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from atomate2.common.flows.elastic import BaseElasticMaker
     from jobflow import JobStore
@@ -46,6 +46,10 @@ class AtomateElastic:
     def require(self) -> None:
         """Raise RuntimeError with the cure if this worker cannot run the code."""
         raise NotImplementedError
+
+    def record(self, documents: Sequence[Any]) -> dict[str, Any]:
+        """Return the record of a finished flow's outputs."""
+        return record_of(documents)
 
     def failure(self, error: JobFailed) -> tuple[str, str]:
         """Return (reason, error in one line) of a job that failed."""
@@ -88,7 +92,7 @@ class AtomateElastic:
         if (problem := unphysical(structure)) is not None:
             return failed(problem) | {"reason": "unphysical"}
         try:
-            return run_elastic_flow(self.maker(), structure, tag=tag)
+            return run_elastic_flow(self.maker(), structure, tag=tag, read=self.record)
         except LOST:
             raise
         except JobFailed as error:
@@ -105,6 +109,7 @@ def run_elastic_flow(
     tag: Mapping[str, Any] | None = None,
     store: JobStore | None = None,
     folder: Path | None = None,
+    read: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run an elastic flow here and return its record (moduli in GPa); ``jobs`` are the ids of its jobs.
 
@@ -118,6 +123,8 @@ def run_elastic_flow(
         That of the campaign's database by default.
     folder
         Where the jobs' folders go: ``dft/STRUCTURE_ID`` in the working directory by default.
+    read
+        Makes the record of the outputs: :func:`record_of` by default.
 
     Raises
     ------
@@ -137,7 +144,7 @@ def run_elastic_flow(
     folder = folder or Path.cwd() / FOLDER / str(tag.get("structure_id", "crystal"))
     store = store or campaign_job_store()
     documents = run_flow(flow, store, folder)
-    return record_of(documents) | {"jobs": job_ids(store, flow.uuid)}
+    return (read or record_of)(documents) | {"jobs": job_ids(store, flow.uuid)}
 
 
 def unphysical(structure: Structure) -> str | None:
@@ -155,6 +162,14 @@ def job_ids(store: JobStore, flow_id: str) -> list[str]:
     """Return the ids of a flow's jobs in the order in which they were finished."""
     found = store.docs_store.query({"hosts": flow_id}, ["uuid"], sort={"completed_at": 1})
     return list(dict.fromkeys(document["uuid"] for document in found))
+
+
+def flow_documents(store: JobStore, flow_id: str) -> list[Any]:
+    """Return what the finished jobs of a flow gave, in the order in which they were finished."""
+    from monty.json import MontyDecoder
+
+    found = store.docs_store.query({"hosts": flow_id}, sort={"completed_at": 1})
+    return [MontyDecoder().process_decoded(document["output"]) for document in found]
 
 
 def record_of(documents: Sequence[Any]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fireworks_specs.backends.atomate import AtomateElastic
+from fireworks_specs.backends.atomate import AtomateElastic, record_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from atomate2.vasp.flows.elastic import ElasticMaker
 
     from fireworks_specs.flows import JobFailed
@@ -23,6 +25,9 @@ OURS = {"KGAMMA": True, "ISMEAR": 1, "SIGMA": 0.2, "LREAL": False, "LVTOT": Fals
 metals (atomate2's strained cells have the tetrahedron method); projection in reciprocal space; no potential on disk."""
 
 INCAR = {**PAPER, **OURS}
+
+RELAXATION = "tight relax"
+"""How atomate2 labels the runs of the relaxation, as against those of strained cells."""
 
 POLLING = {"polling_time_step": 1, "monitor_freq": 300}
 """Of custodian: whether VASP has ended is looked at every second, not every 10; its monitors every 300 s as always."""
@@ -57,6 +62,21 @@ class Vasp(AtomateElastic):
         """Return the INCAR updates; everything else is atomate2's, whose version is in the protocol."""
         return {"incar": dict(INCAR)}
 
+    def record(self, documents: Sequence[Any]) -> dict[str, Any]:
+        """Return the record of a finished flow's outputs, with energies, and frames for potentials to learn from."""
+        record = record_of(documents)
+        runs = [d for d in documents if getattr(d, "calcs_reversed", None)]
+        relaxed = [run for run in runs if str(run.task_label).startswith(RELAXATION)]
+        if record["state"] == "completed" and relaxed:
+            first, last = relaxed[0], relaxed[-1]
+            record["results"] |= {
+                "energy_per_atom": last.output.energy / len(last.structure),
+                "volume_change": last.structure.volume / first.input.structure.volume - 1,
+                "frames": [frame_of(run) for run in (last, *(run for run in runs if run not in relaxed))],
+                "code_version": last.calcs_reversed[0].vasp_version,
+            }
+        return record
+
     def failure(self, error: JobFailed) -> tuple[str, str]:
         """Return (reason, error in one line) of a job that failed, by custodian's verdict and the job's files."""
         from fireworks_specs.backends.vasp_failures import failure_of
@@ -77,6 +97,18 @@ class Vasp(AtomateElastic):
                 raise RuntimeError(f"VASP_CMD is {SETTINGS.VASP_CMD!r}, but {program!r} is not on this worker's PATH")
         if not PYMATGEN.get("PMG_VASP_PSP_DIR"):
             raise RuntimeError("PMG_VASP_PSP_DIR is not set; run `pmg config -p` with your POTCARs")
+
+
+def frame_of(run: Any) -> dict[str, Any]:
+    """Return the configuration that a VASP run ended in: energy (eV), forces (eV/Å), stress (GPa, tension positive)."""
+    import numpy as np
+
+    return {
+        "structure": run.structure.as_dict(),
+        "energy": run.output.energy,
+        "forces": np.array(run.output.forces).tolist(),
+        "stress": (-np.array(run.output.stress) / 10).tolist(),  # kB, compression positive
+    }
 
 
 def handlers() -> list[Any]:

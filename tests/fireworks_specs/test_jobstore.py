@@ -87,13 +87,17 @@ def test_large_objects_go_to_gridfs_and_come_back(connection: Connection, tmp_pa
     assert again.get_output(first.uuid, load=True)["density"][-1] == 299_999
 
 
-def test_nothing_of_it_knows_the_database(connection: Connection) -> None:
+def test_nothing_of_it_knows_the_database(connection: Connection, tmp_path: Path) -> None:
     store = campaign_job_store()
     text = json.dumps(store.as_dict(), default=str) + repr(store) + store.name
     text += "".join(part.name for part in store.additional_stores.values())
     for secret in (connection.db.name if connection.kind == "mongodb" else "sqlite", "127.0.0.1", "mongodb://"):
         assert secret not in text
     assert store.as_dict()["docs_store"]["collection_name"] == OUTPUTS
+    run_flow(flow_of(), store, tmp_path)
+    written = str([list(connection.db[name].find()) for name in (OUTPUTS, f"{BLOBS}.files")])
+    assert "mongodb://" not in written
+    assert connection.uri_redacted not in written
 
 
 def test_a_job_that_is_done_is_not_run_again(connection: Connection, tmp_path: Path) -> None:
