@@ -66,7 +66,7 @@ def training_settings(config: CampaignConfig, number: int, n_frames: int) -> Fin
 
 
 def _train(task: CampaignTask, found: CampaignFrames) -> Model:
-    from fireworks_specs.firetasks.train_mlip import LOG_FILE, TrainingData, train_mlip
+    from fireworks_specs.firetasks.train_mlip import TrainingData, train_mlip
 
     number, config = task["round"], task.config
     trained = train_mlip(
@@ -74,7 +74,6 @@ def _train(task: CampaignTask, found: CampaignFrames) -> Model:
         training_settings(config, number, len(found.frames)),
         parent=config.stages.mlip.calculator,
         name=f"{Path(config.stages.mlip.calculator).stem}-{task['campaign']}-{number}",
-        log=Path(LOG_FILE),
         progress=lambda done, total, _: report(f"round {number}: fine-tune potential", done, total),
         provenance=task.provenance,
     )
@@ -86,6 +85,7 @@ def _insert_trained(task: CampaignTask, found: CampaignFrames, model: Model) -> 
     _insert(
         task,
         model.load(),
+        name=model.name,
         parent=model.model_id,
         seed=model.seed,
         hyperparameters={"calculator": model.model_id, "frames_learned": len(found.frames)},
@@ -99,6 +99,7 @@ def _insert_kept(task: CampaignTask, before: Model | None, calculator: str, lear
     _insert(
         task,
         find_parent(calculator)[0],
+        name=before.name if before is not None else Path(calculator).name,
         parent=before.model_id if before is not None else None,
         seed=before.seed if before is not None else None,
         hyperparameters={"calculator": calculator, "frames_learned": learned, "kept": reason},
@@ -112,7 +113,6 @@ def _insert(task: CampaignTask, blob: bytes, *, parent: str | None, **fields: An
     insert_model(
         blob,
         kind=KIND,
-        name=fields["hyperparameters"]["calculator"],
         campaign=task["campaign"],
         round=task["round"],
         parent_model_id=parent,

@@ -529,7 +529,7 @@ def provenance(
         "Software": [(name, str(version)) for name, version in (made.get("versions") or {}).items()],
         "Models": [
             (
-                f"round {m.get('round')} {m['kind']}",
+                m["kind"] if m.get("round") is None else f"round {m['round']} {m['kind']}",
                 f"{m['name']} {m['model_id']}, seed {m.get('seed', '-')}{_error(m)}",
             )
             for m in trained
