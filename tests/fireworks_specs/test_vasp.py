@@ -161,6 +161,12 @@ def tag_of(structure_id: str = "s-1") -> dict[str, Any]:
     return {"campaign": "c", "structure_id": structure_id, "inputs": [structure_id, "k-stage-two"], **where}
 
 
+def numbers(record: dict[str, Any]) -> Any:
+    """Return the results as JSON has them, of frames what was computed."""
+    results = {**record["results"], "frames": [{**f, "structure": None} for f in record["results"]["frames"]]}
+    return json.loads(json.dumps(results))
+
+
 def measure(structure: Structure) -> dict[str, Any]:
     ((_, record),) = Vasp().compute([structure], CONFIG, tags=[tag_of()])
     return record
@@ -206,11 +212,11 @@ def test_a_flow_that_was_cut_off_goes_on_and_is_ingested_once(
     assert ingest_outputs(campaign="another").found == 0
     assert (ingest_outputs().inserted, ingest_outputs().inserted) == (1, 0)
     (calculation,) = calculations.find()
-    assert calculation["results"] == record["results"]
+    assert numbers(calculation) == numbers(record)
     assert calculation["provenance"]["inputs"] == ["s-1", "k-stage-two", *record["jobs"]]
     assert calculation["output_structure_id"]
     runs = len(list((vasp / "dft" / "s-1").glob("*relax*")))
-    assert measure(COPPER)["results"] == record["results"]  # everything was done
+    assert numbers(measure(COPPER)) == numbers(record)  # everything was done
     assert len(list((vasp / "dft" / "s-1").glob("*relax*"))) == runs
     assert (ingest_outputs().found, ingest_outputs().inserted, calculations.count_documents({})) == (2, 0, 1)
 
