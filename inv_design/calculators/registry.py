@@ -221,6 +221,8 @@ def _make(name: str, options: dict[str, Any]) -> Calculator:
 
         return EMT(**options)
     if name == "gpaw":
+        if "mode" not in options:  # GPAW's default is a grid in real space, without stress
+            raise ValueError("calculator 'gpaw' needs its mode and k points; for labels set stages.dft.backend: gpaw")
         try:
             from gpaw import GPAW
         except ImportError as error:

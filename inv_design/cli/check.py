@@ -200,14 +200,11 @@ def _calculator(name: str) -> str:
 
 
 def _label_backend(config: CampaignConfig | None) -> Finding:
-    backend = "surrogate" if config is None else config.stages.dft.backend
-    if backend == "surrogate":
+    if config is None or config.stages.dft.backend == "surrogate":
         name = "chgnet" if config is None else config.stages.dft.calculator
         return Finding("labels", "info", f"surrogate ({name}): a rehearsal, no DFT")
-    if backend == "gpaw":
-        return _try(
-            "labels", _gpaw, "pip install 'inv-design[gpaw]' and `gpaw install-data DIR`, or backend: surrogate"
-        )
+    if config.stages.dft.backend == "gpaw":
+        return _try("labels", lambda: gpaw_version(config), "see docs/how-to/gpaw.md, or backend: surrogate")
     return _try(
         "labels",
         _vasp,
@@ -215,11 +212,13 @@ def _label_backend(config: CampaignConfig | None) -> Finding:
     )
 
 
-def _gpaw() -> str:
-    module = importlib.import_module("gpaw")
-    if not list(getattr(module, "setup_paths", [])):
-        raise FileNotFoundError("GPAW finds no PAW setups")
-    return f"gpaw {module.__version__}"
+def gpaw_version(config: CampaignConfig) -> str:
+    """Return which GPAW computes the labels here, on how many ranks; raise RuntimeError if it cannot."""
+    from fireworks_specs.backends.gpaw import require
+
+    require(config.stages.dft.gpaw)
+    ranks = config.stages.dft.gpaw.ranks
+    return f"gpaw {metadata.version('gpaw')}, {ranks} rank{'' if ranks == 1 else 's'}"
 
 
 def _vasp() -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inv_design.cli.check import Finding, _calculator, _generator, _predictor, _try
+from inv_design.cli.check import Finding, _calculator, _generator, _predictor, _try, gpaw_version
 from inv_design.cli.errors import describe
 
 if TYPE_CHECKING:
@@ -182,20 +182,12 @@ def _labels(config: CampaignConfig) -> Iterator[Finding]:
     if backend == "surrogate":
         yield Finding("labels", "info", f"surrogate ({config.stages.dft.calculator}): a rehearsal, no DFT")
     elif backend == "gpaw":
-        yield _try("labels", lambda: _gpaw(config), "see docs/how-to/gpaw.md, or backend: surrogate")
+        yield _try("labels", lambda: gpaw_version(config), "see docs/how-to/gpaw.md, or backend: surrogate")
         yield _missing("setups", config, _gpaw_setups, "`gpaw install-data DIR`, or exclude them")
     else:
         yield _try("labels", _vasp, "set ATOMATE2_VASP_CMD and PMG_VASP_PSP_DIR; see atomate2's installation")
         yield _try("custodian", _custodian, "pip install custodian")
         yield _missing("potcars", config, _potcars, "`pmg config -p` with your POTCARs, or exclude them")
-
-
-def _gpaw(config: CampaignConfig) -> str:
-    from fireworks_specs.backends.gpaw import require
-
-    require(config.stages.dft.gpaw)
-    ranks = config.stages.dft.gpaw.ranks
-    return f"gpaw {importlib.import_module('gpaw').__version__}, {ranks} rank{'' if ranks == 1 else 's'}"
 
 
 def _vasp() -> str:

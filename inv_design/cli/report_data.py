@@ -137,7 +137,9 @@ def round_data(item: Record, methods: dict[str, str]) -> RoundData:
             waiting=counts["waiting"],
             method=methods[stage],
             reasons={
-                rule: n for rule, n in counts["reasons"].items() if rule not in ("calculation", "prediction", "summary")
+                rule: n
+                for rule, n in counts["reasons"].items()
+                if rule.split(":")[0] not in ("calculation", "prediction", "summary")
             },
         )
         for stage in methods

@@ -67,9 +67,7 @@ def blockers(connection: Connection) -> list[str]:
         return found
     running = connection.db["fireworks"].count_documents({"state": {"$in": list(ACTIVE)}})
     if running:
-        found.append(
-            f"{running} fireworks are running or reserved; wait for them, or see `inv-design lpad detect_lostruns`"
-        )
+        found.append(f"{running} fireworks are running or reserved; wait for them, or see `inv-design doctor`")
     claims = connection.db["claims"].count_documents({"expires_at": {"$gt": connection.now()}})
     if claims:
         found.append(f"{claims} results are claimed by workers; stop them, or wait until the claims are past")

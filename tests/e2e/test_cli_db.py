@@ -126,7 +126,12 @@ def test_migrate_shows_then_does_then_has_nothing_to_do(folder: Path) -> None:
     first_schema(folder / "lab.sqlite")
     shown = json.loads(call("migrate", "--dry-run", "--json").stdout)
     assert shown["schema_version"] == 1
-    assert {s["step"]: s["changes"] for s in shown["steps"]} == {"models": 4, "summaries": 22, "indexes": 1}
+    assert {s["step"]: s["changes"] for s in shown["steps"]} == {
+        "models": 4,
+        "summaries": 22,
+        "attempts": 1,
+        "indexes": 1,
+    }
     assert shown["history"] == []
     again = json.loads(call("migrate", "--dry-run", "--json").stdout)
     assert again == shown  # nothing was written
