@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from inv_design.config import GpawConfig
 
 CONVERGENCE = {"energy": 1e-5, "density": 1e-5}
-"""eV and electrons per valence electron; stresses are then good to 0.001 GPa (``benchmarks/gpaw.py``)."""
+"""eV and electrons per valence electron; stresses are then good to 0.001 GPa (``benchmarks/gpaw_crystals.py``)."""
 
 MOMENTS = {"Cr": 3.0, "Mn": 4.0, "Fe": 3.0, "Co": 2.0, "Ni": 1.0} | dict(
     zip(

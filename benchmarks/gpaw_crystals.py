@@ -1,7 +1,7 @@
 """The gpaw backend on known crystals and on a candidate of the loop, beside literature; and why its defaults are these.
 
-    python benchmarks/gpaw.py Al NiAl Ir NbOs3      # 10 to 60 minutes each on one core
-    python benchmarks/gpaw.py convergence          # stiffnesses of NiAl and Ir against cutoff and k points
+    python benchmarks/gpaw_crystals.py Al NiAl Ir NbOs3      # 10 to 60 minutes each on one core
+    python benchmarks/gpaw_crystals.py convergence          # stiffnesses of NiAl and Ir against cutoff and k points
 
 Each result goes into results/gpaw.json as soon as it is there, each line of a log into results/gpaw_NAME.log: what is
 interrupted goes on where it was, from the results that GPAW's calculator keeps.
@@ -196,7 +196,7 @@ def store(name: str, result: dict[str, Any]) -> None:
     """Put one result into the file of all, which another process may have changed meanwhile."""
     content = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     content |= {
-        "command": "python benchmarks/gpaw.py Al NiAl Ir NbOs3 convergence",
+        "command": "python benchmarks/gpaw_crystals.py Al NiAl Ir NbOs3 convergence",
         "versions": gpaw_versions(),
         "python": platform.python_version(),
     }
@@ -208,7 +208,7 @@ def store(name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help=f"{', '.join(CRYSTALS)} or convergence")
+    parser.add_argument("names", nargs="*", default=list(CRYSTALS), help=f"{', '.join(CRYSTALS)} or convergence")
     parser.add_argument("--ranks", type=int, default=1)
     arguments = parser.parse_args()
     logging.getLogger("jobflow").setLevel(logging.WARNING)
