@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fireworks_specs.preemption import is_asked_to_stop, safe_points, stop_here
@@ -128,9 +128,14 @@ class StoredAnswers(Memory):
         self.keys = keys
         self._keeper = _Keeper(identity, claims)
         self._saved = checkpoints.saved_keys(keys)
+        self._here = False
+        self.safe_points = ExitStack()
 
     def recall(self, index: int) -> History:
         """Return what a crystal was answered before the checkpoint."""
+        if not self._here:
+            self._here = True  # what other processes compute never gets here, and reaches no safe point of this one
+            self.safe_points.enter_context(safe_points())
         key = self.keys[index]
         state = self._keeper.load(key) if key in self._saved else None
         return [] if state is None else history_of(state)
@@ -153,11 +158,11 @@ class StoredAnswers(Memory):
 def answers_kept(keys: Sequence[str], identity: str, claims: Claims | None = None) -> Iterator[StoredAnswers]:
     """Keep what the calculator answers to the crystals that the block computes in this process, by their claims' keys.
 
-    Inside of the block a worker stops between two passes of the calculator. Say which results are there by
-    :meth:`StoredAnswers.forget`.
+    Inside of the block a worker stops between two passes of the calculator, at once if other processes compute. Say
+    which results are there by :meth:`StoredAnswers.forget`.
     """
     answers = StoredAnswers(keys, identity, claims)
-    with safe_points(), remembering(answers):
+    with answers.safe_points, remembering(answers):
         yield answers
 
 

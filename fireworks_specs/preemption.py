@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -74,30 +75,49 @@ class _Watch:
 
 
 _watch: _Watch | None = None
+_unheeded: _Watch | None = None
+"""Of a block that came to its end although the process was told to end: it waited for a safe point that never came."""
 
 
 @contextlib.contextmanager
 def preemptible() -> Iterator[None]:
     """Turn the signals that end a worker into :class:`Preempted` while the block runs.
 
-    Only in the main thread, and only where nobody else handles them: `inv-design run` does it itself.
+    Only in the main thread, and only where nobody else handles them: `inv-design run` does it itself. If a block ends
+    before it was stopped, what it did is recorded, :func:`stop_here` raises in the next block, and without a next one
+    the signal comes again after the grace.
     """
-    global _watch  # noqa: PLW0603
+    global _watch, _unheeded  # noqa: PLW0603
     free = threading.current_thread() is threading.main_thread() and _watch is None
-    handled = [s for s, default in DEFAULTS.items() if free and signal.getsignal(s) == default]
-    if not handled:
+    before = {s: signal.getsignal(s) for s in DEFAULTS if free and _is_free(s)}
+    if not before:
         yield
         return
-    _watch = watch = _Watch()
-    for number in handled:
+    _watch = watch = _unheeded or _Watch()
+    _unheeded = None
+    for number in before:
         signal.signal(number, watch.on_signal)
     try:
         yield
+    except Preempted:
+        watch.number = None  # heeded: whoever catches it ends the process
+        raise
     finally:
-        for number in handled:
-            signal.signal(number, DEFAULTS[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
         watch.forget()
         _watch = None
+        if watch.number is not None:
+            _unheeded = watch
+            watch.remind()
+
+
+def _is_free(number: signal.Signals) -> bool:
+    """Return whether a signal does what it does by default, or what FireWorks' scripts do: they exit."""
+    handler = signal.getsignal(number)
+    code = getattr(handler, "__code__", None)
+    of_fireworks = code is not None and Path(code.co_filename).parts[-3:-1] == ("fireworks", "scripts")
+    return of_fireworks or handler == DEFAULTS[number]
 
 
 @contextlib.contextmanager

@@ -31,11 +31,12 @@ class CampaignTask(FiretaskBase):
         A claim on the firework says that its worker is alive: FireWorks would have a lost one run for ever. A worker
         that is told to end gives its claims and the firework back, and the process ends here.
         """
-        from fireworks_specs.preemption import Preempted, preemptible
+        from fireworks_specs.preemption import Preempted, preemptible, stop_here
 
         with preemptible():
             launch = self._launch()
             try:
+                stop_here()  # the firework before this one ended although the process was told to end
                 self._connect_and_work(launch)
             except Preempted as stop:
                 self._give_back(launch, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -307,6 +308,130 @@ def test_signals_of_others_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert inside == [previous]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_handler_of_rlaunch_is_nobodys(number: signal.Signals) -> None:
+    from fireworks.scripts.rlaunch_run import handle_interrupt
+
+    def work() -> None:
+        with preemptible():
+            os.kill(os.getpid(), number)
+            time.sleep(5.0)
+
+    previous = signal.signal(number, handle_interrupt)
+    try:
+        with pytest.raises(Preempted, match=number.name):
+            work()
+        assert signal.getsignal(number) is handle_interrupt
+    finally:
+        signal.signal(number, previous)
+
+
+def test_a_block_that_ends_before_it_was_stopped_is_the_last() -> None:
+    def work() -> None:
+        with preemptible(), safe_points():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    def following() -> None:
+        with preemptible():
+            stop_here()
+
+    work()
+    with pytest.raises(Preempted, match="SIGTERM"):
+        following()
+    following()  # it was heeded
+
+
+def test_without_a_further_block_the_signal_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "GRACE", 0.2)
+    taken: list[int] = []
+    with preemptible(), safe_points():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+    previous = signal.signal(signal.SIGTERM, lambda number, _: taken.append(number))
+    time.sleep(0.6)
+    signal.signal(signal.SIGTERM, previous)
+    assert taken == [signal.SIGTERM]
+    with pytest.raises(Preempted), preemptible():
+        stop_here()
+
+
+def test_work_of_other_processes_has_no_safe_point(embedded_connection: Connection) -> None:
+    from fireworks_specs.checkpoints import answers_kept
+
+    reached = []
+
+    def work(*, here: bool) -> None:
+        with preemptible(), answers_kept(["one"], "i") as answers:
+            if here:
+                answers.recall(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            reached.append(here)
+            answers.offer({})
+
+    for here in (False, True):
+        with pytest.raises(Preempted):
+            work(here=here)
+    assert reached == [True]
+
+
+SIGNALLED = """
+import io, os, signal, time
+from pathlib import Path
+from fireworks import Firework, FWorker, Workflow, explicit_serialize
+from fireworks.core.rocket_launcher import launch_rocket
+from fireworks.scripts.rlaunch_run import handle_interrupt
+from fireworks_specs.firetasks.base import CampaignTask
+from fireworks_specs.preemption import safe_points
+from stores.connection import connect
+
+class Told(CampaignTask):
+    _fw_name = "{{signalled.Told}}"
+    required_params = ("campaign", "told")
+    def fetch_models(self): pass
+    def work(self):
+        print("begins", self.fw_id, flush=True)
+        if self["told"] == "in time":
+            with safe_points():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+        elif self["told"] == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5.0)
+
+def rapidfire(*orders):
+    launchpad = connect("embedded", root=Path(".")).launchpad()
+    spec = {"_add_launchpad_and_fw_id": True}
+    for told in orders:
+        launchpad.add_wf(Workflow([Firework([Told(campaign=None, told=told)], spec=spec)]))
+    signal.signal(signal.SIGINT, handle_interrupt)
+    for _ in range(2):
+        launch_rocket(launchpad, FWorker(), strm_lvl="CRITICAL", err_file=io.StringIO())
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "number", "states"),
+    [("in time", signal.SIGTERM, ["COMPLETED", "READY"]), ("Ctrl-C", signal.SIGINT, ["READY", "READY"])],
+)
+def test_a_worker_that_was_told_begins_nothing_more(
+    tmp_path: Path, told: str, number: signal.Signals, states: list[str]
+) -> None:
+    from stores.connection import connect
+
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    code = f"import signalled; signalled.rapidfire({told!r}, 'no')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -number, done.stderr
+    assert re.findall(r"^begins (\d)$", done.stdout, re.MULTILINE) == ["1"]
+    with connect("embedded", root=tmp_path) as connection:
+        found = connection.db["fireworks"].find({}, {"fw_id": 1, "state": 1})
+        assert [f["state"] for f in sorted(found, key=lambda f: f["fw_id"])] == states
 
 
 # -- the launchpad ----------------------------------------------------------------------------------------------------
