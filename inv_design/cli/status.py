@@ -124,8 +124,9 @@ def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
     """Return the campaign's fireworks by state, and those that failed with their error."""
     database = connection.db
     # the workflows know their fireworks' states, are few, and have an index on the campaign
-    workflows = database["workflows"].find({"metadata.campaign": name}, {"_id": 0, "fw_states": 1})
-    counts = Counter(state for workflow in workflows for state in workflow["fw_states"].values())
+    shown = {"_id": 0, "fw_states": 1, "state": 1}
+    workflows = database["workflows"].find({"metadata.campaign": name}, shown)
+    counts = Counter(state for workflow in workflows for state in firework_states(workflow))
     states = {state: counts[state] for state in FIREWORK_STATES if counts[state]}
     failed = []
     wanted = {"spec.campaign": name, "state": "FIZZLED"}
@@ -145,6 +146,14 @@ def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
         )
     archived = database["archived_fireworks"].count_documents({"campaign": name})
     return {"fireworks": states, "failed": failed, "archived": archived}
+
+
+def firework_states(workflow: dict[str, Any]) -> list[str]:
+    """Return the states of a workflow's fireworks; of one that was given up, only what had been completed is not."""
+    states = list(workflow["fw_states"].values())
+    if workflow.get("state") != "ARCHIVED":
+        return states
+    return [state if state in ("COMPLETED", "DEFUSED", "PAUSED") else "ARCHIVED" for state in states]
 
 
 def show(record: dict[str, Any], *, verbose: int) -> None:
