@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fireworks_specs.recovery import UNLAUNCHED_SECONDS
-from fireworks_specs.schedulers import UNTOLD
+from fireworks_specs.schedulers import ALIVE, UNTOLD
 
 if TYPE_CHECKING:
     from fireworks_specs.schedulers import Fate, Job
@@ -73,13 +73,15 @@ def judge(facts: Facts, *, lease: float) -> tuple[Verdict, str, bool]:  # noqa: 
         return "untold", f"its launch is {facts.launch_state}, and its worker ended before the launchpad heard it", True
     if facts.alive and facts.past is not None and facts.past <= lease:
         return "running", "its worker's process is alive on this machine", False
+    if facts.past is not None and facts.past <= 0 and not facts.dead:  # whatever anybody says of its job
+        return "running", "its worker renews its claim", False
     if facts.asked and job is not None and job.ended:
         verdict, why = _ended(job, facts.log)
         if facts.state == "RESERVED":
             return "never_started", f"{name} ended before it took the firework: {why}", False
-        return verdict, f"{name} ended: {why}", False
+        return verdict, f"{name} ended: {why}", facts.past is None and not facts.dead
     if facts.dead:
-        if facts.asked and job is not None and job.fate == "running":
+        if facts.asked and job is not None and job.fate in ("running", "suspended"):
             return "worker_dead", f"its worker's process is gone, and {name} still runs", False
         verdict, why = _gone(facts.log, "its worker's process is gone")
         return verdict, why, False
@@ -87,8 +89,8 @@ def judge(facts: Facts, *, lease: float) -> tuple[Verdict, str, bool]:  # noqa: 
         return (*_judge_reserved(facts), False)
     if facts.asked and job is not None and job.fate == "waiting":
         return "preempted", f"{name} was put back into the queue: {job.said}", False
-    if facts.past is not None and facts.past <= 0:
-        return "running", "its worker renews its claim", False
+    if facts.asked and job is not None and job.fate == "suspended":  # nor can it renew its claim
+        return "waiting", f"{name} is suspended: {job.said}", False
     if facts.past is not None and facts.past <= lease:
         left = f"without a sign of life it is given up in {lease - facts.past:.0f} s"
         return "unknown", f"its worker's claim ended {facts.past:.0f} s ago; {left}", False
@@ -113,7 +115,7 @@ def _judge_reserved(facts: Facts) -> tuple[Verdict, str]:
         if facts.age is not None and facts.age > UNLAUNCHED_SECONDS:
             return "never_started", f"reserved {facts.age:.0f} s ago, and no job was submitted"
         return "waiting", "it is being submitted"
-    if facts.asked and job is not None and job.fate in ("waiting", "running"):
+    if facts.asked and job is not None and job.fate in ALIVE:
         return "waiting", f"{name} is in the queue: {job.said}"
     if facts.asked and job is None and (facts.age is None or facts.age > SUBMITTED_SECONDS):
         _, why = _gone(facts.log, f"{name} is not in the queue")

@@ -123,9 +123,10 @@ class Doctor:
         fireworks = sorted(self.launchpad.fireworks.find(wanted, dict.fromkeys(fields, 1)), key=lambda d: d["fw_id"])
         launches = self._last_launches(fireworks)
         claims = self._claims(launches.values())
-        jobs = {fw_id: self._job_of(launch, claims.get(launch["launch_id"])) for fw_id, launch in launches.items()}
+        now = self.connection.now()
+        jobs = {fw_id: self._job_of(launch, claims.get(launch["launch_id"]), now) for fw_id, launch in launches.items()}
         self._ask(job["id"] for job in jobs.values() if job)
-        now, cases = self.connection.now(), []
+        cases = []
         for firework in fireworks:
             launch = launches.get(firework["fw_id"])
             claim = claims.get(launch["launch_id"]) if launch else None
@@ -188,12 +189,17 @@ class Doctor:
         keys = {firework_key(launch["fw_id"], launch["launch_id"]): launch["launch_id"] for launch in launches}
         return {keys[claim["key"]]: claim for claim in _batched(self.connection.db["claims"], "key", list(keys))}
 
-    def _job_of(self, launch: dict[str, Any], claim: dict[str, Any] | None) -> dict[str, Any]:
+    def _job_of(self, launch: dict[str, Any], claim: dict[str, Any] | None, now: datetime) -> dict[str, Any]:
         """Return the job that a launch runs in or waits for: ``id``, and what a worker told about it.
 
-        ``here`` says that it was submitted on this machine, or from a folder that is seen from here.
+        ``here`` says that it was submitted on this machine, or from a folder that is seen from here. The name of a log
+        beside a launch is a guess, the log may be another job's: it only tells of workers that nobody heard of for a
+        lease.
         """
-        told = _worker(launch, claim).get("job")
+        from stores.claims import lease_seconds
+
+        worker = _worker(launch, claim)
+        told = worker.get("job")
         if told and told.get("id"):
             return dict(told)
         folder = Path(launch.get("launch_dir") or "")
@@ -201,7 +207,10 @@ class Doctor:
         reserved = [entry["reservation_id"] for entry in launch.get("state_history") or [] if "reservation_id" in entry]
         if reserved:
             return {"id": str(reserved[-1]), "here": here}
-        if launch.get("launch_dir"):
+        since = recovery.launched_at(launch)
+        silent = since is not None and (now - since).total_seconds() > lease_seconds()
+        heard_of = claim is not None or worker or launch.get("state") != "RUNNING"
+        if launch.get("launch_dir") and silent and not heard_of:
             ids = {job_id_of_log(path) for path in job_logs(folder)} - {None}
             if len(ids) == 1:
                 return {"id": ids.pop(), "here": True}
@@ -295,6 +304,7 @@ class Doctor:
         try:
             self.launchpad.rerun_fw(case.fw_id, rerun_duplicates=False)
         except (ValueError, RuntimeError, KeyError) as error:  # locked by somebody alive, or not to be read
+            self._unmark(case)
             return _left(case, f"FireWorks cannot rerun it: {error!r}")
         self._record_loss(case, entry)
         self._release_claims(case)
@@ -327,6 +337,13 @@ class Doctor:
             as_seen["launches"] = case.launch_id
         marked = {"$push": {f"spec.{RECORD}": entry}}
         return self.launchpad.fireworks.find_one_and_update(as_seen, marked) is not None
+
+    def _unmark(self, case: Case) -> None:
+        """Take the mark of a rerun that was none from the firework's spec, so that the next doctor tries again."""
+        path = f"spec.{RECORD}"
+        ours = {"fw_id": case.fw_id, f"{path}.{case.reruns}": {"$exists": True}}
+        last = {f"{path}.{case.reruns + 1}": {"$exists": False}}
+        self.launchpad.fireworks.update_one({**ours, **last}, {"$pop": {path: 1}})
 
     def _has_replaced_itself(self, fw_id: int) -> bool:
         """Return whether a launch of a firework has added other fireworks."""

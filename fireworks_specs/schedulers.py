@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Fate = Literal[
-    "waiting", "running", "completed", "failed", "killed", "timeout", "out_of_memory", "preempted", "cancelled",
-    "node_failed", "unknown",
+    "waiting", "running", "suspended", "completed", "failed", "killed", "timeout", "out_of_memory", "preempted",
+    "cancelled", "node_failed", "unknown",
 ]  # fmt: skip
 """Where a job is, or how it ended."""
-ALIVE: frozenset[Fate] = frozenset({"waiting", "running"})
+ALIVE: frozenset[Fate] = frozenset({"waiting", "running", "suspended"})
 UNTOLD: frozenset[Fate] = frozenset({"completed", "failed", "killed", "cancelled"})
 """Ends whose cause the job's own log may tell better."""
 
@@ -32,7 +32,8 @@ LOG_BYTES = 8192
 SLURM_FATES: Mapping[str, Fate] = {
     **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"), "waiting"),
     **dict.fromkeys(("RESV_DEL_HOLD", "POWER_UP_NODE"), "waiting"),
-    **dict.fromkeys(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"), "running"),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"), "running"),
+    **dict.fromkeys(("SUSPENDED", "STOPPED"), "suspended"),
     "COMPLETED": "completed",
     **dict.fromkeys(("FAILED", "LAUNCH_FAILED", "RECONFIG_FAIL"), "failed"),
     **dict.fromkeys(("TIMEOUT", "DEADLINE"), "timeout"),
@@ -47,7 +48,8 @@ SACCT_FORMAT = "JobIDRaw,JobID,State,ExitCode,NodeList"
 
 PBS_FATES: Mapping[str, Fate] = {
     **dict.fromkeys("QHWT", "waiting"),
-    **dict.fromkeys("RESUB", "running"),
+    **dict.fromkeys("REB", "running"),
+    **dict.fromkeys("SU", "suspended"),
     "M": "unknown",
     **dict.fromkeys("FXC", "completed"),
 }

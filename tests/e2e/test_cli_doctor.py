@@ -54,7 +54,7 @@ def lost(inv_design: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> in
         firework, launch_id = launchpad.checkout_fw(FWorker(name="node1"), str(tmp_path), host="node1")
         job = {"scheduler": "slurm", "id": "5", "cluster": "lane"}
         worker = {"host": "node1", "pid": 1, "machine": "another", "job": job}
-        expires = connection.now() + timedelta(hours=1)
+        expires = connection.now() - timedelta(seconds=1)
         key = firework_key(firework.fw_id, launch_id)
         connection.db["claims"].insert_one({"key": key, "holder": "x", "worker": worker, "expires_at": expires})
     for name, text in {"squeue": "echo '5|5|TIMEOUT|TimeLimit|node1'", "scontrol": "echo ClusterName = lane"}.items():
@@ -86,7 +86,11 @@ def test_doctor_finds_and_reruns(inv_design: Run, lost: int) -> None:
     assert json.loads(shown.stdout)["launchpad"]["fireworks"] == {"READY": 1}
 
 
-def test_doctor_without_a_scheduler_goes_by_claims(inv_design: Run, lost: int) -> None:
+def test_doctor_without_a_scheduler_goes_by_claims(inv_design: Run, lost: int, tmp_path: Path) -> None:
+    assert lost
+    with connect("embedded", root=tmp_path) as connection:
+        renewed = connection.now() + timedelta(minutes=4)
+        connection.db["claims"].update_one({}, {"$set": {"expires_at": renewed}})
     result = inv_design("doctor", "--queue", "none", "-v")
     assert result.exit_code == 0
     assert "its worker renews its claim" in result.stdout
@@ -96,3 +100,26 @@ def test_doctor_without_a_scheduler_goes_by_claims(inv_design: Run, lost: int) -
 def test_doctor_says_what_is_wrong_with_its_options(inv_design: Run) -> None:
     assert inv_design("doctor", "--again").exit_code == 2
     assert inv_design("doctor", "--campaign", "stif").exit_code == 1
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_what_was_given_up_is_not_shown_as_waiting(inv_design: Run, tmp_path: Path, failed: bool) -> None:
+    from fireworks import FWAction
+
+    from fireworks_specs.recovery import recover
+
+    with connect("embedded", root=tmp_path) as connection:
+        launchpad = connection.launchpad()
+        spec = {"campaign": "stiff", "role": "work"}
+        chain = [Firework([CloseTask(campaign="stiff", round=0)], spec=spec, name="first")]
+        for name in ("second", "third"):
+            chain.append(Firework([CloseTask(campaign="stiff", round=0)], spec=spec, name=name, parents=[chain[-1]]))
+        launchpad.bulk_add_wfs([Workflow(chain, metadata={"campaign": "stiff"})])
+        _, first = launchpad.checkout_fw(FWorker(), str(tmp_path), host="node1")
+        launchpad.complete_launch(first, FWAction(), "COMPLETED")
+        _, second = launchpad.checkout_fw(FWorker(), str(tmp_path), host="node1")
+        if failed:
+            launchpad.complete_launch(second, FWAction(), "FIZZLED")
+        assert recover(launchpad, "stiff", everything=True) == 3
+    shown = inv_design("status", "--json")
+    assert json.loads(shown.stdout)["launchpad"]["fireworks"] == {"COMPLETED": 1, "ARCHIVED": 2}

@@ -8,10 +8,11 @@ import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from fireworks import Firework, FWAction, FWorker, Workflow
+from fireworks.core.launchpad import LockedWorkflowError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from fireworks_specs import recovery
 from fireworks_specs.diagnosis import FINE, Facts, judge
 from fireworks_specs.doctor import RECORD, Doctor
 from fireworks_specs.firetasks.close import CloseTask
-from fireworks_specs.schedulers import Job, Queue
+from fireworks_specs.schedulers import Fate, Job, Queue
 from fireworks_specs.steps import firework_key
 from stores.workers import this_job, this_worker
 
@@ -45,10 +46,13 @@ def job(fate: str, said: str = "") -> Job:
 
 @pytest.mark.parametrize(("fate", "said"), ENDED)
 def test_a_job_that_ended_says_why_its_firework_is_lost(fate: str, said: str) -> None:
-    facts = Facts("RUNNING", age=5, past=-200, job_id="12", asked=True, job=job(fate, said))
+    facts = Facts("RUNNING", age=500, past=10, job_id="12", asked=True, job=job(fate, said))
     verdict, why, doubtful = judge(facts, lease=LEASE)
     assert (verdict, doubtful) == (fate, False)
     assert said in why
+    assert judge(replace(facts, past=None), lease=LEASE)[2]  # it may have ended well since the launchpad was read
+    assert judge(replace(facts, past=-200), lease=LEASE)[0] == "running"  # somebody has renewed its claim
+    assert judge(replace(facts, past=-200, dead=True), lease=LEASE)[0] == fate
     assert judge(replace(facts, state="RESERVED"), lease=LEASE)[0] == "never_started"
 
 
@@ -73,9 +77,14 @@ def test_a_job_that_ended_says_why_its_firework_is_lost(fate: str, said: str) ->
         (Facts("RUNNING", age=5, past=-200, dead=True, job_id="12", asked=True, job=job("running")), "worker_dead"),
         (Facts("RUNNING", age=5, dead=True, log=("out_of_memory", "oom-kill")), "out_of_memory"),
         # its job was requeued, ended by itself, or tells more in its log
-        (Facts("RUNNING", age=5, past=-200, job_id="12", asked=True, job=job("waiting")), "preempted"),
-        (Facts("RUNNING", age=5, past=-200, job_id="12", asked=True, job=job("completed")), "job_ended"),
+        (Facts("RUNNING", age=500, past=10, job_id="12", asked=True, job=job("waiting")), "preempted"),
+        (Facts("RUNNING", age=500, past=10, job_id="12", asked=True, job=job("completed")), "job_ended"),
         (Facts("RUNNING", age=5, job_id="12", asked=True, job=job("failed"), log=("timeout", "x")), "timeout"),
+        # its job sleeps, and so does the worker in it
+        (Facts("RUNNING", age=9999, past=9000, job_id="12", asked=True, job=job("suspended")), "waiting"),
+        (Facts("RUNNING", age=9999, job_id="12", asked=True, job=job("suspended")), "waiting"),
+        (Facts("RUNNING", age=9999, past=9, dead=True, job_id="12", asked=True, job=job("suspended")), "worker_dead"),
+        (Facts("RESERVED", age=9999, job_id="12", asked=True, job=job("suspended")), "waiting"),
         # reserved
         (Facts("RESERVED", age=9999, job_id="12", asked=True, job=job("waiting")), "waiting"),
         (Facts("RESERVED", age=9999, job_id="12", asked=True, job=job("running")), "waiting"),
@@ -102,10 +111,11 @@ def test_verdicts(facts: Facts, verdict: str) -> None:
         job_id=st.none() | st.just("12"),
         alive=st.booleans(),
         asked=st.booleans(),
-        job=st.none() | st.sampled_from([job("running"), job("unknown")]),
+        job=st.none() | st.sampled_from([job(fate) for fate in get_args(Fate)]),
+        log=st.none() | st.just(("timeout", "DUE TO TIME LIMIT")),
     )
 )
-def test_who_renews_a_claim_is_never_lost_while_its_job_is_not_over(facts: Facts) -> None:
+def test_who_renews_a_claim_is_never_lost_whatever_is_said_of_its_job(facts: Facts) -> None:
     assert judge(facts, lease=LEASE)[0] == "running"
 
 
@@ -188,7 +198,7 @@ def age(connection: Connection, hours: float) -> None:
 
 
 def test_a_lost_firework_is_rerun_once_and_its_loss_is_recorded(connection: Connection) -> None:
-    fw_id, launch_id = take(connection, worker=IN_JOB, past=-100)
+    fw_id, launch_id = take(connection, worker=IN_JOB, past=10)
     other = {"key": "s-1/elastic/p", "holder": "y", "worker": IN_JOB, "expires_at": connection.now()}
     connection.db["claims"].insert_many([other, other | {"key": "s-2", "worker": ELSEWHERE | {"pid": 2}, "_id": 7}])
     doctor = Doctor(connection, scheduler=Answers(job("timeout", "TIMEOUT (TimeLimit)")))
@@ -293,6 +303,45 @@ def test_the_log_of_a_job_tells_what_the_queue_has_forgotten(connection: Connect
     )
     [case] = Doctor(connection, scheduler=Answers()).examine()
     assert (case.verdict, case.job) == ("timeout", "12")
+
+
+def test_the_log_of_another_job_makes_nothing_lost(connection: Connection, tmp_path: Path) -> None:
+    """A log is no proof: last week's job may have left it in the folder that a worker of today started in."""
+    launchpad = connection.launchpad()
+    (tmp_path / "inv-design-12.error").write_text("*** JOB 12 ON n CANCELLED AT 2026-11-14T10:00:00 DUE TO TIME LIMIT")
+    queue = Answers(job("timeout", "TIMEOUT (TimeLimit)"))
+    launchpad.bulk_add_wfs([chain()])
+    firework, launch_id = launchpad.checkout_fw(FWorker(), str(tmp_path), host="node7")  # it has no claim yet
+    [case] = Doctor(connection, scheduler=queue).examine()
+    assert (case.verdict, case.job) == ("running", None)
+    age(connection, 1)
+    claim = {"key": firework_key(firework.fw_id, launch_id), "holder": "x", "worker": ELSEWHERE}
+    connection.db["claims"].insert_one(claim | {"expires_at": connection.now() + timedelta(seconds=299)})
+    doctor = Doctor(connection, scheduler=queue)
+    [case] = doctor.examine()
+    assert (case.verdict, case.job) == ("running", None)
+    assert doctor.cure(case).action == ""
+    assert connection.db["claims"].count_documents({}) == 1
+    connection.db["claims"].update_one({}, {"$set": {"expires_at": connection.now() - timedelta(seconds=10)}})
+    assert [case.verdict for case in doctor.examine()] == ["unknown"]
+
+
+def test_a_rerun_that_failed_is_tried_again(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(connection, worker=GONE, past=-100)
+    doctor = Doctor(connection)
+    with monkeypatch.context() as patch:
+
+        def locked(*_: Any, **__: Any) -> None:
+            raise LockedWorkflowError("Could not get workflow - LOCKED: 1")
+
+        patch.setattr(doctor.launchpad, "rerun_fw", locked)
+        left = doctor.cure(doctor.examine()[0])
+    assert left.action == "left"
+    assert "LOCKED" in left.why
+    [case] = doctor.examine()
+    assert case.reruns == 0
+    assert doctor.cure(case).action == "rerun"
+    assert len(connection.db["fireworks"].find_one({"name": "work"})["spec"][RECORD]) == 1
 
 
 def end_and_die(connection: Connection, launch_id: int) -> None:

@@ -58,6 +58,11 @@ def test_a_real_scontrol() -> None:
     assert parse_scontrol("slurm_load_jobs error: Invalid job id specified") is None
 
 
+def test_a_suspended_job_neither_runs_nor_waits_for_its_start() -> None:
+    assert parse_squeue("12|12|SUSPENDED|None|node1\n")["12"].fate == "suspended"
+    assert parse_qstat("Job Id: 12.pbs1\n    job_state = S\n")["12"].fate == "suspended"
+
+
 def test_an_element_of_an_array_is_known_by_both_ids() -> None:
     jobs = parse_squeue("1205|1200_4|RUNNING|None|node3\n")
     assert jobs["1205"].fate == jobs["1200_4"].fate == "running"
