@@ -17,6 +17,8 @@ from inv_design import __version__
 from inv_design.checkpoint import Checkpoint, State
 
 if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
     from stores.claims import Claims
 
 
@@ -55,8 +57,11 @@ class CloseTask(CampaignTask):
 
         model = model_of_round(self["campaign"], self["round"], "generator")
         config = self.config.model_dump(mode="json")
-        identity = content_id("k", {"version": __version__, "model": model.model_id, "targets": targets, **config})
         samples = {t: self._sample(model.model_id, t) if t else [] for t in targets}
+        # on another machine, or with another version of torch, the same seed may sample other crystals
+        crystals = [[t, *map(_crystal_id, found)] for t, found in samples.items()]
+        made_of = {"version": __version__, "model": model.model_id, "crystals": crystals, "config": config}
+        identity = content_id("k", made_of)
         with checkpointed(key, identity, claims) as checkpoint:
             judged = self._judge([(t, s) for t, found in samples.items() for s in found], checkpoint)
             # the last target is inserted last: a round counts as closed only when every evaluation is there
@@ -123,3 +128,13 @@ class CloseTask(CampaignTask):
             "statistics": {"sampled": sampled},
             "provenance": self.provenance([model_id]),
         }
+
+
+def _crystal_id(structure: Structure) -> str:
+    """Return a crystal's id; of one whose cell is degenerate, which no judge can measure, its formula."""
+    from inv_design.structures.identity import structure_id
+
+    try:
+        return structure_id(structure)
+    except ValueError:
+        return str(structure.composition.formula)
