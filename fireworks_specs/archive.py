@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from fireworks_specs.calculations import ROLE
 from fireworks_specs.steps import round_closed
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ LOCK = "archiving"
 """The lock of a workflow that is being archived; FireWorks asks only whether there is one."""
 COLLECTION = "archived_fireworks"
 BATCH = 250
+MILLISECOND = timedelta(milliseconds=1)
+"""To which the database keeps times."""
 
 
 @dataclass
 class ArchiveReport:
     """What left the launchpad, or with ``dry_run`` would."""
 
-    campaign: str
+    campaign: str | None
     dry_run: bool
     rounds: list[int]
     workflows: int = 0
@@ -41,7 +44,7 @@ class ArchiveReport:
 
 def archive_workflows(
     connection: Connection,
-    campaign: str,
+    campaign: str | None,
     *,
     older_than: timedelta = timedelta(0),
     dry_run: bool = False,
@@ -54,26 +57,42 @@ def archive_workflows(
 
     Parameters
     ----------
+    campaign
+        Its name; ``None`` moves the finished calculations that are of no campaign, which have no rounds.
     older_than
         Since the workflow's last change.
     progress
         Called with (workflows done, all of them, "").
+
+    Raises
+    ------
+    RuntimeError
+        If other fireworks are kept under the ids of some, which stay on the launchpad then; all others have left it.
     """
     workflows = connection.launchpad().workflows
-    found = {"metadata.campaign": campaign}
-    rounds = sorted(n for n in workflows.distinct("metadata.round", found) if n is not None)
-    closed = [number for number in rounds if round_closed(campaign, number)]
+    closed: list[int] = []
+    found: dict[str, Any] = {"metadata.role": ROLE, "metadata.campaign": None}
+    if campaign is not None:
+        rounds = workflows.distinct("metadata.round", {"metadata.campaign": campaign})
+        closed = [number for number in sorted(n for n in rounds if n is not None) if round_closed(campaign, number)]
+        found = {"metadata.campaign": campaign, "metadata.round": {"$in": closed}}
     report = ArchiveReport(campaign, dry_run, closed)
     before = connection.now() - older_than
     ids = [
         workflow["_id"]
-        for workflow in workflows.find(found | {"metadata.round": {"$in": closed}}, {"updated_on": 1})
+        for workflow in workflows.find(found, {"updated_on": 1})
         if (_utc(workflow.get("updated_on")) or before) <= before
     ]
+    taken: set[int] = set()
     for start in range(0, len(ids), BATCH):
-        _archive_batch(connection, ids[start : start + BATCH], report)
+        taken |= _archive_batch(connection, ids[start : start + BATCH], report)
         if progress is not None:
             progress(min(start + BATCH, len(ids)), len(ids), "")
+    if taken:
+        raise RuntimeError(
+            f"{COLLECTION} keeps others under the ids of {len(taken)} fireworks, such as {min(taken)}, from before the "
+            "launchpad was reset; they stay on the launchpad until that collection is renamed"
+        )
     return report
 
 
@@ -83,8 +102,8 @@ def archived_firework(connection: Connection, fw_id: int) -> dict[str, Any] | No
     return found
 
 
-def _archive_batch(connection: Connection, ids: list[Any], report: ArchiveReport) -> None:
-    """Archive some workflows: lock, look again, keep, remove."""
+def _archive_batch(connection: Connection, ids: list[Any], report: ArchiveReport) -> set[int]:
+    """Archive some workflows: lock, look again, keep, remove; return the ids under which others are kept."""
     launchpad = connection.launchpad()
     if not report.dry_run:  # nobody reruns what is locked; a lock of a call that was killed is ours
         launchpad.workflows.update_many({"_id": {"$in": ids}, "locked": {"$exists": False}}, {"$set": {"locked": LOCK}})
@@ -93,33 +112,54 @@ def _archive_batch(connection: Connection, ids: list[Any], report: ArchiveReport
     nodes = [node for workflow in workflows for node in workflow["nodes"]]
     fireworks = {d["fw_id"]: d for d in launchpad.fireworks.find({"fw_id": {"$in": nodes}})}
     busy = [w for w in workflows if any(fireworks[n]["state"] not in FINAL for n in w["nodes"] if n in fireworks)]
-    done = [workflow for workflow in workflows if workflow not in busy]
+    launches = _launches(launchpad.launches, nodes)
+    now = connection.now()
+    records = {
+        node: _record(fireworks[node], workflow, launches[node], now)
+        for workflow in workflows
+        if workflow not in busy
+        for node in workflow["nodes"]
+        if node in fireworks  # of one that was removed by a call that was killed, the record is there
+    }
+    taken = _taken(connection, records)
+    left = [workflow for workflow in workflows if workflow in busy or taken & set(workflow["nodes"])]
+    done = [workflow for workflow in workflows if workflow not in left]
     report.kept += len(ids) - len(done)
-    if busy and not report.dry_run:
-        own = {"_id": {"$in": [workflow["_id"] for workflow in busy]}, "locked": LOCK}
+    if left and not report.dry_run:
+        own = {"_id": {"$in": [workflow["_id"] for workflow in left]}, "locked": LOCK}
         launchpad.workflows.update_many(own, {"$unset": {"locked": ""}})
     nodes = [node for workflow in done for node in workflow["nodes"]]
-    launches = _launches(launchpad.launches, nodes)
     report.workflows += len(done)
     report.fireworks += sum(node in fireworks for node in nodes)
-    report.launches += sum(map(len, launches.values()))
+    report.launches += sum(len(launches[node]) for node in nodes)
     if report.dry_run or not done:
-        return
-    now = connection.now()
-    _keep(
-        connection,
-        [
-            _record(fireworks[node], workflow, launches[node], now)
-            for workflow in done
-            for node in workflow["nodes"]
-            if node in fireworks  # of one that was removed by a call that was killed, the record is there
-        ],
-    )
-    launch_ids = [launch["launch_id"] for found in launches.values() for launch in found]
+        return taken
+    _keep(connection, [records[node] for node in nodes if node in records])
+    launch_ids = [launch["launch_id"] for node in nodes for launch in launches[node]]
     _remove_large_actions(connection, launch_ids)
     launchpad.launches.delete_many({"launch_id": {"$in": launch_ids}})
     launchpad.fireworks.delete_many({"fw_id": {"$in": nodes}, "state": {"$in": list(FINAL)}})
     launchpad.workflows.delete_many({"_id": {"$in": [workflow["_id"] for workflow in done]}, "locked": LOCK})
+    return taken
+
+
+def _taken(connection: Connection, records: dict[int, dict[str, Any]]) -> set[int]:
+    """Return the ids under which other fireworks are kept: a launchpad that was reset counts from 1 again."""
+    fields = dict.fromkeys(("fw_id", "workflow", "name", "campaign", "started"), 1)
+    found = connection.db[COLLECTION].find({"fw_id": {"$in": list(records)}}, fields)
+    return {kept["fw_id"] for kept in found if not _is_same(kept, records[kept["fw_id"]])}
+
+
+def _is_same(kept: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Return whether what is kept is of the same firework; a call that was killed may have removed its launches."""
+    if any(kept.get(name) != record.get(name) for name in ("workflow", "name", "campaign")):
+        return False
+    started = _utc(kept.get("started"))
+    if not record["launches"]:
+        return True
+    if started is None or record.get("started") is None:
+        return started is record.get("started")
+    return bool(abs(record["started"] - started) < MILLISECOND)
 
 
 def _launches(collection: Any, nodes: list[int]) -> dict[int, list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from fireworks import FWAction, FWorker
 
 from fireworks_specs import archive
 from fireworks_specs.archive import archive_workflows, archived_firework
+from fireworks_specs.calculations import calculation_workflows
 from fireworks_specs.steps import Step
 from fireworks_specs.workflows import step_workflows
 from stores.provenance import provenance
@@ -135,6 +136,39 @@ def test_killed_at_any_moment_it_goes_on(connection: Connection, monkeypatch: py
     assert len({record["fw_id"] for record in records}) == 6
 
 
+def test_after_a_reset_nothing_is_removed_that_is_not_kept(connection: Connection) -> None:
+    add(connection, 0, 1)
+    run_all(connection)
+    close(connection, 0)
+    assert archive_workflows(connection, "a").fireworks == 2
+    connection.db["fw_id_assigner"].update_one({}, {"$set": {"next_fw_id": 1, "next_launch_id": 1}})
+    add(connection, 0, 2)  # the first of them under the ids, and the names, of those that are kept
+    run_all(connection)
+    for dry_run in (True, False):
+        with pytest.raises(RuntimeError, match="under the ids of 2 fireworks, such as 1, from before"):
+            archive_workflows(connection, "a", dry_run=dry_run)
+    assert counts(connection) == {"workflows": 1, "fireworks": 2, "launches": 2, "archived_fireworks": 4}
+    assert connection.db["workflows"].count_documents({"locked": {"$exists": True}}) == 0
+    connection.db["archived_fireworks"].delete_many({"fw_id": {"$in": [1, 2]}})
+    assert archive_workflows(connection, "a").workflows == 1
+
+
+def test_calculations_of_no_campaign_leave_by_themselves(connection: Connection) -> None:
+    add(connection, 0, 1)
+    ids = [f"s-{i:020x}" for i in range(3)]
+    workflows = calculation_workflows("relax", ids, calculator="emt", settings={}, batch=1)
+    connection.launchpad().bulk_add_wfs(workflows[:2])
+    run_all(connection, fail=1)
+    connection.launchpad().bulk_add_wfs(workflows[2:])
+    assert archive_workflows(connection, None, older_than=timedelta(days=1)).workflows == 0
+    report = archive_workflows(connection, None)
+    assert (report.campaign, report.rounds, report.workflows, report.kept) == (None, [], 2, 1)
+    assert counts(connection)["workflows"] == 2  # the campaign's, and the one that waits
+    kept = connection.db["archived_fireworks"].find_one({"role": "calculation"})
+    assert kept["task"] == "CalculateTask"
+    assert "campaign" not in kept
+
+
 def test_what_cannot_be_kept_stays(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     add(connection, 0, 1)
     run_all(connection)
@@ -169,6 +203,10 @@ def test_the_command(embedded_connection: Connection, tmp_path: Path, monkeypatc
     done = call("db", "archive-workflows", "--older-than", "0")
     assert done.exit_code == 0, done.stderr
     assert "2 workflows (4 fireworks, 4 launches) left the launchpad; closed rounds: 0" in done.stderr
+    none = call("db", "archive-workflows", "--calculations")
+    assert none.exit_code == 0
+    assert "0 workflows (0 fireworks, 0 launches) left the launchpad; kept there: 0" in none.stderr
+    assert call("db", "archive-workflows", "--calculations", "--campaign", "a").exit_code == 2
     status = json.loads(call("status", "--json").stdout)["launchpad"]
     assert status == {"fireworks": {}, "failed": [], "archived": 4}
     shown = call("lpad", "get_fws", "-i", str(fw_id), "-d", "all")
