@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
+from fireworks_specs.checkpoints import answers_kept
 from fireworks_specs.firetasks.base import CampaignTask
 from fireworks_specs.firetasks.elastic import insert_result, to_compute
 from fireworks_specs.progress import report
-from stores.claims import Claims
+from stores import checkpoints
+from stores.claims import Claims, result_key
 from stores.queries import structures_by_id
 
 if TYPE_CHECKING:
@@ -39,10 +41,12 @@ class CalculateTask(CampaignTask):
         from fireworks_specs.pool import map_structures
         from fireworks_specs.protocols import calculation_protocol
         from inv_design.mechanics.stages import failed
+        from stores.protocol import protocol_id
 
         kind, calculator, settings = self["kind"], self["calculator"], self["settings"]
         protocol = calculation_protocol(kind, calculator, settings)
         where: dict[str, Any] = {"kind": kind, "method": "mlip", "protocol": protocol}
+        identity = protocol_id(protocol)
         text, done = f"{kind}, {calculator}", 0
         with Claims(campaign=self["campaign"], stage=kind) as claims:
             for todo in to_compute(claims, self["structure_ids"], kind, protocol):
@@ -52,11 +56,16 @@ class CalculateTask(CampaignTask):
                     insert_result(record, missing, **where, provenance=self.provenance([]), claims=claims)
                 ids = [i for i in todo if i in structures]
                 crystals = [structures[i] for i in ids]
-                for index, record in map_structures(measure_of(kind), crystals, calculator=calculator, **settings):
-                    provenance = self.provenance([ids[index]])
-                    insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
-                    done += 1
-                    report(text, done, len(self["structure_ids"]))
+                records = map_structures(measure_of(kind), crystals, calculator=calculator, **settings)
+                with answers_kept([result_key(i, kind, identity) for i in ids], identity, claims) as answers:
+                    for index, record in records:
+                        provenance = self.provenance([ids[index]])
+                        insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
+                        answers.forget(index)
+                        done += 1
+                        report(text, done, len(self["structure_ids"]))
+            # a worker that was killed between a result and the end of its checkpoint leaves one
+            checkpoints.discard(result_key(i, kind, identity) for i in self["structure_ids"])
 
 
 def measure_of(kind: str) -> Callable[..., Iterator[tuple[int, dict[str, Any]]]]:

@@ -109,6 +109,46 @@ def test_what_an_interrupted_process_was_at_is_run_again(embedded_connection: Co
     assert embedded_connection.db["calculations"].count_documents({"state": "completed"}) == 2
 
 
+@pytest.mark.parametrize("kind", ["relax", "elastic", "eos"])
+def test_a_crystal_under_way_goes_on_from_its_checkpoint(
+    embedded_connection: Connection, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from fireworks_specs.firetasks.calculate import CalculateTask
+    from fireworks_specs.preemption import Preempted
+    from inv_design.mechanics import lockstep
+
+    monkeypatch.setenv("INV_DESIGN_CHECKPOINT", "0")
+    answered, evaluate = 0, lockstep.evaluate
+
+    def counted(calculator: Any, asked: Any) -> Any:
+        nonlocal answered
+        if answered == most:
+            raise Preempted(15)
+        answered += 1
+        return evaluate(calculator, asked)
+
+    monkeypatch.setattr(lockstep, "evaluate", counted)
+    ids = inserted(crystals()[:2])
+    options: dict[str, Any] = {"calculator": "emt", "settings": SETTINGS[kind]}
+
+    def work() -> None:
+        CalculateTask(campaign=None, kind=kind, structure_ids=ids, **options).work()
+
+    most = 2
+    with pytest.raises(Preempted):
+        work()
+    kept = embedded_connection.db["checkpoints"]
+    assert kept.count_documents({}) == 1  # one after the other
+    most = -1
+    work()
+    assert kept.count_documents({}) == 0
+    assert embedded_connection.db["calculations"].count_documents({"state": "completed"}) == 2
+    in_two, answered = answered, 0
+    embedded_connection.db["calculations"].delete_many({})
+    work()
+    assert in_two == answered > 2  # nothing was asked twice
+
+
 def _worker() -> Any:
     from fireworks import FWorker
 
