@@ -66,7 +66,8 @@ class Convergence:
     finest
         The point at the largest cutoff and density that were tried: what the others are compared with.
     chosen
-        The cheapest point that is within ``error`` of the finest.
+        The cheapest point that is within ``error`` of the finest and on the settled part of both scans: below it
+        values agree by chance. The finest where there is no other.
     reasons
         Why the finest itself may not be converged; empty if it is.
     """
@@ -79,7 +80,7 @@ class Convergence:
 
     @property
     def converged(self) -> bool:
-        """Whether both scans came to rest."""
+        """Whether both scans came to rest, and a cheaper setting on both agrees with the finest."""
         return not self.reasons
 
     def deviation(self, point: Point) -> float:
@@ -111,6 +112,7 @@ def converge(
 
     Density is raised at the smallest cutoff, then the cutoff at the density found, each until three values in a row
     agree; then the choice is measured beside the finest of both, which a change of the one with the other would show.
+    Points below the density or cutoff from which on values agree are not chosen, though one may lie near the finest.
 
     Parameters
     ----------
@@ -152,7 +154,10 @@ def converge(
     finest = at(by_cutoff[-1].cutoff, by_density[-1].k_density)
     at(cutoff, density)
     points = list(known.values())
-    chosen = min((p for p in points if agree(p, finest, error)), key=lambda p: p.seconds)
+    enough = [
+        p for p in points if p.cutoff >= cutoff and p.k_density >= density and (p is finest or agree(p, finest, error))
+    ]
+    chosen = min(enough, key=lambda p: p.seconds)
     reasons = [
         f"K still changes by more than {100 * error:g} % at {what}"
         for found, what in (
@@ -161,6 +166,11 @@ def converge(
         )
         if not at_rest(found, error)
     ]
+    if not reasons and enough == [finest]:
+        reasons.append(
+            f"K at {cutoff:g} eV and {density:g} k points per 1/Å, where the scans settle, is more than "
+            f"{100 * error:g} % from that of the finest setting, which is chosen"
+        )
     return Convergence(error, points, finest, chosen, reasons)
 
 
