@@ -81,6 +81,13 @@ def _without_calculation(flows: Iterable[Mapping[str, Any]]) -> list[Mapping[str
 
 
 def _ingest(flow: Mapping[str, Any]) -> bool:
+    """Insert the calculation of a flow's last job, read from the jobs of the same crystal and protocol.
+
+    Raises
+    ------
+    ValueError
+        If the outermost flow has several tensors of them: which other jobs belong to this one is not known.
+    """
     from fireworks_specs.backends import get_backend
     from fireworks_specs.backends.atomate import flow_documents, job_ids, record_of
     from fireworks_specs.firetasks.elastic import insert_result
@@ -90,8 +97,13 @@ def _ingest(flow: Mapping[str, Any]) -> bool:
     tag = flow["metadata"]
     store = campaign_job_store()
     flow_id = flow["hosts"][-1]
+    whose = {name: tag[name] for name in ("structure_id", "protocol_id")}
+    documents = flow_documents(store, flow_id, whose)
+    tensors = sum(getattr(document, "elastic_tensor", None) is not None for document in documents)
+    if tensors > 1:
+        raise ValueError(f"flow {flow_id} has {tensors} elastic tensors of {tag['structure_id']}")
     read = getattr(get_backend(tag["method"]), "record", record_of)
-    record = read(flow_documents(store, flow_id))
+    record = read(documents)
     if record["state"] != "completed":
         return False
     return insert_result(
@@ -100,5 +112,5 @@ def _ingest(flow: Mapping[str, Any]) -> bool:
         kind=tag["kind"],
         method=tag["method"],
         protocol=tag["protocol"],
-        provenance=provenance(inputs=provenance_inputs(tag, job_ids(store, flow_id))),
+        provenance=provenance(inputs=provenance_inputs(tag, job_ids(store, flow_id, whose))),
     )

@@ -158,18 +158,28 @@ def unphysical(structure: Structure) -> str | None:
     return f"two atoms are {nearest:.2f} Å apart, less than {SHORTEST} Å" if nearest < SHORTEST else None
 
 
-def job_ids(store: JobStore, flow_id: str) -> list[str]:
-    """Return the ids of a flow's jobs in the order in which they were finished."""
-    found = store.docs_store.query({"hosts": flow_id}, ["uuid"], sort={"completed_at": 1})
+def job_ids(store: JobStore, flow_id: str, whose: Mapping[str, str] | None = None) -> list[str]:
+    """Return the ids of a flow's jobs in the order in which they were finished; ``whose`` as for flow_documents."""
+    found = store.docs_store.query(_jobs_of(flow_id, whose), ["uuid"], sort={"completed_at": 1})
     return list(dict.fromkeys(document["uuid"] for document in found))
 
 
-def flow_documents(store: JobStore, flow_id: str) -> list[Any]:
-    """Return what the finished jobs of a flow gave, in the order in which they were finished."""
+def flow_documents(store: JobStore, flow_id: str, whose: Mapping[str, str] | None = None) -> list[Any]:
+    """Return what the finished jobs of a flow gave, in the order in which they were finished.
+
+    Parameters
+    ----------
+    whose
+        Only jobs with these metadata: a flow may be around those of several crystals.
+    """
     from monty.json import MontyDecoder
 
-    found = store.docs_store.query({"hosts": flow_id}, sort={"completed_at": 1})
+    found = store.docs_store.query(_jobs_of(flow_id, whose), sort={"completed_at": 1})
     return [MontyDecoder().process_decoded(document["output"]) for document in found]
+
+
+def _jobs_of(flow_id: str, whose: Mapping[str, str] | None) -> dict[str, str]:
+    return {"hosts": flow_id} | {f"metadata.{name}": value for name, value in (whose or {}).items()}
 
 
 def record_of(documents: Sequence[Any]) -> dict[str, Any]:
