@@ -24,19 +24,30 @@ MAX_BATCH = 200
 class Launched:
     """What was put on the launchpad: numbers of workflows, of structures in them, and of those left out.
 
-    ``known`` have the result already, ``waiting`` are in a firework that has not ended.
+    ``known`` have the result already, ``waiting`` are in a firework that has not ended, ``failed`` failed of something
+    that another attempt would meet again. ``again`` of ``structures`` failed before of something that may pass.
     """
 
     workflows: int
     structures: int
     known: int
     waiting: int
+    failed: int
+    again: int
 
 
 def calculation_workflows(
-    kind: str, structure_ids: Sequence[str], *, calculator: str, settings: Mapping[str, Any], batch: int = 10
+    kind: str,
+    structure_ids: Sequence[str],
+    *,
+    calculator: str,
+    settings: Mapping[str, Any],
+    batch: int = 10,
+    retries: int = 0,
 ) -> list[Workflow]:
     """Return one workflow per batch of structures; specs carry ids and settings, never structures.
+
+    ``retries`` are the further attempts after failures that may pass, those that were made included.
 
     Raises
     ------
@@ -55,7 +66,12 @@ def calculation_workflows(
     workflows = []
     for number, part in enumerate(parts, start=1):
         task = CalculateTask(
-            campaign=None, kind=kind, calculator=calculator, structure_ids=part, settings=dict(settings)
+            campaign=None,
+            kind=kind,
+            calculator=calculator,
+            structure_ids=part,
+            settings=dict(settings),
+            retries=retries,
         )
         name = f"{kind} {calculator} {number}/{len(parts)}"
         firework = Firework([task], spec=spec, name=name)
@@ -74,17 +90,22 @@ def launch_calculations(
 ) -> Launched:
     """Put on the launchpad what has no result yet and does not wait there already.
 
+    What failed of something that may pass, such as a kill or a full memory, gets one more attempt.
+
     Raises
     ------
     ValueError, FileNotFoundError, ImportError, LookupError
         If there is no such kind, batch or calculator.
     """
-    from fireworks_specs.firetasks.elastic import without_calculation
     from fireworks_specs.protocols import calculation_protocol
+    from inv_design.screening.retries import retry_due
+    from stores.attempts import attempts_at
+    from stores.protocol import protocol_id
 
-    protocol = calculation_protocol(kind, calculator, settings)
     ids = list(dict.fromkeys(structure_ids))
-    lacking = without_calculation(ids, kind, protocol)
+    made = attempts_at(ids, kind, protocol_id(calculation_protocol(kind, calculator, settings)), connection=connection)
+    lacking = [i for i in ids if i not in made or retry_due(made[i], len(made[i]))]
+    failed = len(made.keys() - lacking) - sum(any(a["state"] == "completed" for a in group) for group in made.values())
     launchpad = connection.launchpad()
     same = {"spec.kind": kind, "spec.calculator": calculator}
     busy = {
@@ -95,11 +116,21 @@ def launch_calculations(
         for identity in task["structure_ids"]
     }
     todo = [i for i in lacking if i not in busy]
-    workflows = calculation_workflows(kind, todo, calculator=calculator, settings=settings, batch=batch)
+    again = [len(made[i]) for i in todo if i in made]
+    workflows = calculation_workflows(
+        kind, todo, calculator=calculator, settings=settings, batch=batch, retries=max(again, default=0)
+    )
     if workflows:
         with contextlib.redirect_stderr(io.StringIO()):  # FireWorks draws a bar of its own
             launchpad.bulk_add_wfs(workflows)
-    return Launched(len(workflows), len(todo), len(ids) - len(lacking), len(lacking) - len(todo))
+    return Launched(
+        workflows=len(workflows),
+        structures=len(todo),
+        known=len(ids) - len(lacking) - failed,
+        waiting=len(lacking) - len(todo),
+        failed=failed,
+        again=len(again),
+    )
 
 
 def run_calculations(connection: Connection) -> tuple[int, int]:

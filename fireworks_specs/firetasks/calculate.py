@@ -28,7 +28,7 @@ class CalculateTask(CampaignTask):
     """
 
     required_params = ("kind", "calculator", "structure_ids", "settings")
-    optional_params = ("campaign",)
+    optional_params = ("campaign", "retries")
 
     def fetch_models(self) -> None:
         """Put the potential onto this machine, if it is a model of the database."""
@@ -49,7 +49,8 @@ class CalculateTask(CampaignTask):
         identity = protocol_id(protocol)
         text, done = f"{kind}, {calculator}", 0
         with Claims(campaign=self["campaign"], stage=kind) as claims:
-            for todo in to_compute(claims, self["structure_ids"], kind, protocol):
+            shares = to_compute(claims, self["structure_ids"], kind, protocol, retries=self.get("retries", 0))
+            for todo in shares:
                 structures = structures_by_id(todo)
                 for missing in (i for i in todo if i not in structures):
                     record = failed(f"structure {missing} is not in the database")

@@ -32,8 +32,9 @@ def calculation_command(kind: str, summary: str) -> click.Command:
 
     command.__doc__ = (
         f"{summary}\n\nCRYSTALS are ids of structures (s-...) or candidates (c-...), or files, which are ingested "
-        "first. What has its result already is left out. Workers take the rest with rlaunch or qlaunch; `inv-design "
-        "run` and --run compute it here. The results are calculations of the database."
+        "first. What has its result already is left out, and what failed, unless of something that may pass. Workers "
+        "take the rest with rlaunch or qlaunch; `inv-design run` and --run compute it here. The results are "
+        "calculations of the database."
     )
     decorated: Any = command
     for option in reversed(_options(kind)):
@@ -194,8 +195,10 @@ def _run(connection: Any) -> dict[str, int]:
 
 
 def _say(done: Launched, ran: dict[str, int] | None) -> None:
-    notes = [f"{done.known} have the result"] if done.known else []
+    notes = [f"{done.again} of them once more, after a failure that may pass"] if done.again else []
+    notes += [f"{done.known} have the result"] if done.known else []
     notes += [f"{done.waiting} wait already"] if done.waiting else []
+    notes += [f"{done.failed} failed for good"] if done.failed else []
     text = f"{done.structures} crystals in {done.workflows} workflows added"
     render.say(f"{text} ({', '.join(notes)})" if notes else text)
     if ran is not None:

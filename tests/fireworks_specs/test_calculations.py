@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,41 @@ def test_what_an_interrupted_process_was_at_is_run_again(embedded_connection: Co
     embedded_connection.launchpad().checkout_fw(_worker(), str(Path.cwd()))  # and then its process was killed
     assert run_calculations(embedded_connection) == (2, 0)
     assert embedded_connection.db["calculations"].count_documents({"state": "completed"}) == 2
+
+
+def test_a_failure_of_the_place_is_tried_again_when_it_is_launched_again(
+    embedded_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fireworks_specs import pool
+    from inv_design.mechanics.stages import failed
+
+    unknown = Structure(Lattice.cubic(3.2), ["Re", "W"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    killed, lasting, new = inserted([crystals()[0], unknown, crystals()[1]])
+    options: dict[str, Any] = {"calculator": "emt", "settings": SETTINGS["eos"]}
+    here = pool.map_structures
+
+    def dying(_: Any, structures: list[Structure], **__: Any) -> Any:
+        yield from ((i, failed("the worker process died twice (out of memory?)")) for i in range(len(structures)))
+
+    def launched(ids: list[str]) -> dict[str, int]:
+        done = asdict(launch_calculations(embedded_connection, "eos", ids, **options))
+        assert run_calculations(embedded_connection) == (done["workflows"], 0)
+        return {name: number for name, number in done.items() if number and name != "workflows"}
+
+    def attempts(identity: str) -> list[tuple[str, Any]]:
+        found = embedded_connection.db["calculations"].find({"structure_id": identity})
+        return [(c["state"], c.get("attempt")) for c in sorted(found, key=lambda c: c.get("attempt") or 1)]
+
+    monkeypatch.setattr(pool, "map_structures", dying)
+    assert launched([killed]) == {"structures": 1}
+    assert launched([killed]) == {"structures": 1, "again": 1}  # one attempt each time
+    assert attempts(killed) == [("failed", None), ("failed", 2)]
+    monkeypatch.setattr(pool, "map_structures", here)
+    assert launched([lasting]) == {"structures": 1}
+    assert launched([killed, lasting, new]) == {"structures": 2, "failed": 1, "again": 1}
+    assert attempts(killed) == [("failed", None), ("failed", 2), ("completed", 3)]
+    assert attempts(lasting) == [("failed", None)]
+    assert launched([killed, lasting, new]) == {"known": 2, "failed": 1}
 
 
 @pytest.mark.parametrize("kind", ["relax", "elastic", "eos"])
