@@ -96,7 +96,7 @@ def _database(settings: Settings) -> str:
 
 
 def _launchpad(path: Path) -> str:
-    """Return what is on the launchpad; refuse a my_launchpad.yaml beside the worker's that names another database."""
+    """Return what is on the launchpad; refuse a my_launchpad.yaml beside the worker's that does not open it."""
     import yaml
 
     from stores.connection import current, redact
@@ -106,13 +106,44 @@ def _launchpad(path: Path) -> str:
     beside = path.parent / "my_launchpad.yaml"
     if not beside.is_file():
         return f"{text}; no {beside} beside the worker's"
-    raw = yaml.safe_load(beside.read_text()) or {}
+    try:
+        raw = yaml.safe_load(beside.read_text())
+    except yaml.YAMLError:  # which quotes the file
+        raise ValueError(f"{beside} is no YAML") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("host"), str):
+        raise ValueError(f"{beside} is no launchpad: it has no host")
     if raw.get("name") != connection.db.name:
         raise ValueError(f"{beside} names the database {raw.get('name')!r}, the campaign's is {connection.db.name!r}")
-    host, own = redact(str(raw.get("host"))), connection.uri_redacted
-    if host.rpartition("@")[2].removeprefix("mongodb://") != own.rpartition("@")[2].removeprefix("mongodb://"):
-        raise ValueError(f"{beside} names {host}, the campaign's is {own}")
-    return f"{text}; {beside} names the same database"
+    if _database_id(beside, raw) != connection.database_id:
+        host, own = redact(raw["host"]), connection.uri_redacted
+        raise ValueError(f"{beside} names {host}, where another database is than the campaign's, {own}")
+    return f"{text}; {beside} opens the same database"
+
+
+def _database_id(path: Path, raw: dict[str, Any]) -> str | None:
+    """Return what the database of a my_launchpad.yaml calls itself, read as a worker would: with what the file says."""
+    import fireworks.core.launchpad as module
+    from pymongo import MongoClient
+    from pymongo.errors import PyMongoError
+
+    from stores import connection, schema
+
+    options = {**(raw.get("mongoclient_kwargs") or {}), "serverSelectionTimeoutMS": connection.TIMEOUT_MS}
+    shared = module.MongoClient
+    module.MongoClient = MongoClient  # not the client of this process, which may know a password that the file lacks
+    try:
+        launchpad = module.LaunchPad.from_dict({**raw, "mongoclient_kwargs": options})
+        try:
+            launchpad.connection.admin.command("ping")
+            found = launchpad.db[schema.COLLECTION].find_one({"_id": schema.DOCUMENT})
+        finally:
+            launchpad.connection.close()
+    except (PyMongoError, ValueError, TypeError) as error:
+        told = connection._told(error, raw["host"])
+        raise ConnectionError(f"{path} does not open {connection.redact(raw['host'])}: {told}") from None
+    finally:
+        module.MongoClient = shared
+    return (found or {}).get("database_id")
 
 
 def _writing() -> str:

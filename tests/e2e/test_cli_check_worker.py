@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import stat
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +20,7 @@ from inv_design.cli.check_worker import read_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from types import ModuleType
 
     from stores.connection import Connection
 
@@ -89,7 +92,7 @@ def test_a_worker_for_gpus_must_have_one_inside_a_job(check: Check, monkeypatch:
 
 @pytest.mark.wire
 def test_dft_needs_programs_and_potentials(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_worker, "_gpaw", lambda _: "gpaw")
+    monkeypatch.setattr(check_worker, "gpaw_version", lambda _: "gpaw")
     monkeypatch.setattr(check_worker, "_gpaw_setups", lambda: {"Al", "Mg"})
     found = check({"name": "cpu", "category": "dft"}, backend="gpaw")
     assert "candidates with Ni will fail" in found["setups"]["text"]
@@ -108,6 +111,7 @@ def test_clocks_files_and_rights(
 ) -> None:
     other = {"host": "mongodb://elsewhere:27017/x", "name": wire_connection.db.name, "uri_mode": True}
     (tmp_path / "my_launchpad.yaml").write_text(yaml.safe_dump(other))
+    monkeypatch.setattr("stores.connection.TIMEOUT_MS", 1500)
     kind = type(wire_connection)
     real = kind.now
     monkeypatch.setattr(kind, "now", lambda self: real(self) + timedelta(hours=1))
@@ -116,6 +120,57 @@ def test_clocks_files_and_rights(
     assert found["launchpad"]["state"] == found["clock"]["state"] == "failed"
     monkeypatch.setattr(check_worker, "SCRATCH_GB", 1e9)
     assert check({"name": "cpu", "category": "dft"})["scratch"]["state"] == "failed"
+
+
+def proxy_module() -> ModuleType:
+    place = Path(__file__).with_name("authenticating_proxy.py")
+    spec = importlib.util.spec_from_file_location("authenticating_proxy", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.wire
+def test_the_launchpad_file_is_opened_as_a_worker_opens_it(
+    check: Check, wire_connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.connection.TIMEOUT_MS", 1500)
+    own = str(wire_connection.given[0] if wire_connection.given else "")
+    name, path = wire_connection.db.name, tmp_path / "my_launchpad.yaml"
+    server = own.removeprefix("mongodb://").partition("/")[0]
+    rest = f"{name}?authMechanism=SCRAM-SHA-256"
+
+    def launchpad(text: str | None = None, **fields: Any) -> dict[str, Any]:
+        path.write_text(yaml.safe_dump(fields) if text is None else text)
+        return check({"name": "cpu", "category": "dft"})["launchpad"]
+
+    same = launchpad(host=own, name=name, uri_mode=True)
+    assert same["state"] == "ok"
+    assert "opens the same database" in same["text"]
+    host, _, port = server.partition(":")
+    plain = launchpad(host=host, port=int(port), name=name)  # the same, said in other words
+    assert plain["state"] == "ok"
+    # the right server and database, but what a worker reads there it may not, or cannot
+    proxy = proxy_module().AuthenticatingProxy(server, {"designer": ("s3cret/w0rd", "worker")})
+    try:
+        for given in (
+            f"mongodb://designer@127.0.0.1:{proxy.port}/{rest}",
+            f"mongodb://designer:s3cret%2Fwr0ng@127.0.0.1:{proxy.port}/{rest}",
+            f"mongodb://designer:s3cret/w0rd@127.0.0.1:{proxy.port}/{rest}",
+        ):
+            refused = launchpad(host=given, name=name, uri_mode=True)
+            assert refused["state"] == "failed"
+            assert f"{path.name} does not open mongodb://***@" in refused["text"]
+            assert not {"s3cret", "w0rd", "wr0ng"} & set(re.findall(r"\w+", refused["text"]))
+        given = f"mongodb://designer:s3cret%2Fw0rd@127.0.0.1:{proxy.port}/{rest}"
+        opened = launchpad(host=given, name=name, uri_mode=True)
+        assert opened["state"] == "ok", opened
+    finally:
+        proxy.stop()
+    assert "has no host" in launchpad("[]")["text"]
+    assert "is no YAML" in launchpad("host: [")["text"]
 
 
 def test_workers_share_no_embedded_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
