@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jobflow import Flow, Job, JobStore
+    from psutil import Process
 
 LOG = logging.getLogger(__name__)
 
@@ -68,10 +69,13 @@ def _outputs(flow: Flow, store: JobStore, folder: Path) -> Iterator[Any]:
 
 
 def _run(job: Job, store: JobStore, folder: Path) -> Any:
+    import psutil
+
     from stores.outage import LOST
 
     _forget_lost_folder(job)
     here = new_folder(folder, job.name)
+    before = set(psutil.Process().children(recursive=True))
     try:
         with chdir(here):
             response = job.run(store)
@@ -80,27 +84,27 @@ def _run(job: Job, store: JobStore, folder: Path) -> Any:
     except Exception as error:
         raise JobFailed(job.name, here) from error
     except BaseException:  # an interrupt: custodian's programs are in sessions of their own and would go on
-        end_programs(here)
+        end_programs(before)
         raise
     if response.stop_children or response.stop_jobflow:
         raise JobFailed(job.name, here) from RuntimeError("the job stopped its flow")
     return response
 
 
-def end_programs(folder: Path) -> None:
-    """Terminate the programs that this process started in a folder, and wait for them a moment."""
+def end_programs(before: set[Process]) -> None:
+    """Terminate the programs that this process has started since those ``before``, and wait for them a moment.
+
+    Where they work says nothing: custodian may run VASP in a scratch directory.
+    """
     import psutil
 
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if Path(child.cwd()) == folder:
-                child.terminate()
-                found.append(child)
-        except psutil.Error:  # it has ended meanwhile
-            continue
+    found = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    for child in found:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            child.terminate()
     for child in psutil.wait_procs(found, timeout=PATIENCE)[1]:
-        child.kill()
+        with suppress(psutil.Error):
+            child.kill()
 
 
 def new_folder(parent: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -165,3 +166,27 @@ def test_a_move_takes_the_outputs_along(wire_connection: Connection, tmp_path: P
     assert target.db[OUTPUTS].count_documents({}) == 2
     assert target.db[f"{BLOBS}.files"].count_documents({}) == 1
     target.close()
+
+
+@job
+def interrupted(folder: str) -> None:
+    subprocess.Popen(["sleep", "300"], cwd=folder, start_new_session=True)
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_ends_what_the_job_started_wherever_it_works_and_nothing_else(
+    connection: Connection, tmp_path: Path
+) -> None:
+    import psutil
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    others = subprocess.Popen(["sleep", "300"], cwd=scratch)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_flow(Flow([interrupted(str(scratch))]), campaign_job_store(), tmp_path / "jobs")
+        running = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(scratch)]
+        assert [p.pid for p in running if p.status() != psutil.STATUS_ZOMBIE] == [others.pid]
+    finally:
+        others.kill()
+        others.wait()
