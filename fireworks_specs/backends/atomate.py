@@ -52,7 +52,7 @@ class AtomateElastic:
         return record_of(documents)
 
     def failure(self, error: JobFailed) -> tuple[str, str]:
-        """Return (reason, error in one line) of a job that failed."""
+        """Return (reason, error in one line) of a job that failed; raise RuntimeError if this worker is at fault."""
         from inv_design.screening.retries import reason_of
 
         cause = error.__cause__ or error
@@ -78,7 +78,7 @@ class AtomateElastic:
         Raises
         ------
         RuntimeError
-            If this worker lacks the code: the firework fails and no candidate is blamed for it.
+            If this worker lacks the code or cannot start it: the firework fails and no candidate is blamed for it.
         """
         self.require()
         for index, structure in enumerate(structures):

@@ -16,16 +16,25 @@ MEMORY = re.compile(
     r"oom.?kill|out of memory|would exceed memory limit|cannot allocate memory|insufficient virtual", re.I
 )
 TIME = re.compile(r"DUE TO TIME LIMIT|walltime .*exceeded", re.I)
+DISK = re.compile(r"no space left|disk quota exceeded|input/output error|stale (NFS )?file handle", re.I)
 FINISHED = "General timing and accounting"
 TAIL = 20_000  # characters of a log that are looked at
+TAIL_SHOWN = 500  # and that an error shows
 
 
 def failure_of(failed: JobFailed) -> tuple[str, str]:
     """Return (reason, error in one line) of a job that failed; the reason is one of ``FAILURES``.
 
-    What the logs say of memory and time comes first: a job that is killed for either ends like any other that is
-    killed. Then what custodian tried: what it could not correct lasts.
+    What the logs say of memory, time and disk comes first: a job that is killed for one of them ends like any other
+    that is killed. Then what custodian tried: what it could not correct lasts.
+
+    Raises
+    ------
+    RuntimeError
+        If VASP never started: that is the worker's fault, and no crystal's.
     """
+    from inv_design.screening.retries import reason_of
+
     cause = failed.__cause__ or failed
     text = f"{failed.name}: {type(cause).__name__}: {' '.join(str(cause).split())}"
     folder = failed.folder
@@ -39,12 +48,26 @@ def failure_of(failed: JobFailed) -> tuple[str, str]:
         return "out_of_memory", text
     if TIME.search(logs) or "WalltimeHandler" in handlers:
         return "out_of_time", text
+    if DISK.search(f"{text} {logs}"):
+        return "not_available", text
     kind = type(cause).__name__
+    called = kind in ("ValidationError", "ReturnCodeError") or isinstance(cause, OSError)
+    if called and (folder / "vasp.out").exists() and not started(folder):
+        said = " ".join(" ".join(read(folder / name)[-TAIL_SHOWN:] for name in ("vasp.out", "std_err.txt")).split())
+        raise RuntimeError(f"VASP does not start on this worker: {said or text} (in {folder})") from failed
     if kind in ("ValidationError", "ReturnCodeError"):
         if FINISHED in read(folder / "OUTCAR")[-TAIL:]:
             return ("truncated_output" if kind == "ValidationError" else "error"), text
         return "killed", f"{text}; OUTCAR has no end"
-    return convergence_of(folder) or "error", text
+    return convergence_of(folder) or reason_of(text), text
+
+
+def started(folder: Path) -> bool:
+    """Return whether VASP began to write an OUTCAR; one that is older than INCAR was copied from the job before."""
+    outcar, incar = (next((p for p in _forms(folder / name) if p.exists()), None) for name in ("OUTCAR", "INCAR"))
+    if outcar is None or incar is None:
+        return outcar is not None
+    return outcar.stat().st_mtime_ns > incar.stat().st_mtime_ns
 
 
 def convergence_of(folder: Path) -> str | None:
@@ -78,10 +101,14 @@ def custodian_corrections(folder: Path) -> list[dict[str, Any]]:
 
 def read(path: Path) -> str:
     """Return the text of a file, or of its gzipped form; ``""`` if there is neither."""
-    if path.exists():
-        return path.read_text(errors="replace")
-    packed = path.with_name(path.name + ".gz")
+    plain, packed = _forms(path)
+    if plain.exists():
+        return plain.read_text(errors="replace")
     if packed.exists():
         with gzip.open(packed, "rt", errors="replace") as text:
             return text.read()
     return ""
+
+
+def _forms(path: Path) -> tuple[Path, Path]:
+    return path, path.with_name(path.name + ".gz")

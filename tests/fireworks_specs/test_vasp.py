@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from custodian.custodian import ReturnCodeError
 from pymatgen.core import Lattice, Structure
 
 from fireworks_specs.backends.vasp import INCAR, OURS, PAPER, Vasp
+from fireworks_specs.backends.vasp_failures import FINISHED, failure_of
+from fireworks_specs.flows import JobFailed
 from fireworks_specs.ingestion import ingest_outputs
 from inv_design import testing_vasp
 from inv_design.config import CampaignConfig
@@ -247,10 +251,51 @@ def test_each_failure_has_its_reason(
         assert [c.get("ALGO") for c in changed][:2] == ["Normal", "All"]
 
 
+def test_a_worker_where_vasp_does_not_start_blames_no_candidate(embedded_connection: Connection, vasp: Path) -> None:
+    broken = "vasp_std: error while loading shared libraries: libmkl.so.2: cannot open shared object file"
+    program = vasp.parent / "bin" / "vasp_std"
+    program.write_text(f"#!/bin/sh\necho '{broken}' >&2\nexit 127\n")
+    with pytest.raises(RuntimeError, match=f"VASP does not start on this worker: {broken}"):
+        measure(COPPER)
+    program.write_text("no program")
+    with pytest.raises(RuntimeError, match=r"VASP does not start on this worker: .*Exec format error"):
+        measure(COPPER)
+
+
+@pytest.mark.parametrize(
+    ("cause", "said", "reason"),
+    [
+        (OSError(28, "No space left on device"), None, "not_available"),
+        (ReturnCodeError("return code 1"), "forrtl: error during write, Disk quota exceeded", "not_available"),
+        (ReturnCodeError("return code 1"), "forrtl: severe (174): SIGSEGV", "killed"),
+        (MemoryError("Cannot allocate"), None, "out_of_memory"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_told_by_what_was_said(tmp_path: Path, cause: Exception, said: str | None, reason: str) -> None:
+    if said is not None:
+        for name, text in (("INCAR", "NSW = 1"), ("vasp.out", ""), ("std_err.txt", said), ("OUTCAR", "vasp.6")):
+            (tmp_path / name).write_text(text)
+        os.utime(tmp_path / "INCAR", (1, 1))
+    assert failure_of(failed_job(tmp_path, cause))[0] == reason
+
+
+def test_the_outcar_of_the_job_before_is_no_start(tmp_path: Path) -> None:
+    for name, text in (("OUTCAR", FINISHED), ("INCAR", "NSW = 1"), ("vasp.out", ""), ("std_err.txt", "node is down")):
+        (tmp_path / name).write_text(text)
+    os.utime(tmp_path / "OUTCAR", (1, 1))
+    with pytest.raises(RuntimeError, match="does not start on this worker: node is down"):
+        failure_of(failed_job(tmp_path, ReturnCodeError("return code 1")))
+
+
+def failed_job(folder: Path, cause: Exception) -> JobFailed:
+    error = JobFailed("tight relax 1", folder)
+    error.__cause__ = cause
+    return error
+
+
 def test_an_interrupt_ends_vasp_too(
     embedded_connection: Connection, vasp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
     import signal
     import threading
     import time
