@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from fireworks import explicit_serialize
 
@@ -11,6 +12,11 @@ from fireworks_specs.firetasks.elastic import insert_result, to_compute
 from fireworks_specs.progress import report
 from stores.claims import Claims
 from stores.queries import structures_by_id
+
+if TYPE_CHECKING:
+    from inv_design.config import CampaignConfig, MlipConfig
+
+LOG = logging.getLogger(__name__)
 
 
 @explicit_serialize
@@ -28,21 +34,22 @@ class DftTask(CampaignTask):
         from fireworks_specs.backends import get_backend
         from fireworks_specs.backends.atomate import AtomateElastic
         from fireworks_specs.ingestion import ingest_outputs, provenance_inputs
-        from fireworks_specs.protocols import dft_protocol, mlip_protocol, round_calculator
+        from fireworks_specs.protocols import dft_protocol, round_calculator
         from inv_design.mechanics.stages import failed
         from stores.protocol import protocol_id
 
         stage = self.config.stages.dft
         backend = get_backend(stage)
         protocol = dft_protocol(self.config)
-        by = mlip_protocol(self.config, round_calculator(self["campaign"], self.config, self["round"]))
+        calculator = round_calculator(self["campaign"], self.config, self["round"])
+        by = stage_two_protocol(self.config, calculator)
         where: dict[str, Any] = {"kind": backend.kind, "method": backend.method, "protocol": protocol}
         text = f"round {self['round']}: stage III, {backend.label}"
         done = self.get("before", 0)
         ingest_outputs(self["structure_ids"], protocol_id=protocol_id(protocol))  # what a killed firework finished
         with Claims(campaign=self["campaign"], stage="dft") as claims:
             for todo in to_compute(claims, self["structure_ids"], backend.kind, protocol, retries=stage.retries):
-                starts = {i: relaxed_structure(i, by) for i in todo}
+                starts = {i: relaxed_structure(i, by, calculator, self.config.stages.mlip) for i in todo}
                 for missing in (i for i in todo if starts[i][1] is None):
                     record = failed(f"structure {missing} is not in the database")
                     insert_result(record, missing, **where, provenance=self.provenance([]), claims=claims)
@@ -64,17 +71,39 @@ class DftTask(CampaignTask):
         return {**place, **where, "protocol_id": protocol_id(where["protocol"])}
 
 
-def relaxed_structure(structure_id: str, protocol: dict[str, Any]) -> tuple[str, Any]:
+def stage_two_protocol(config: CampaignConfig, calculator: str) -> dict[str, Any] | None:
+    """Return the protocol of stage II, ``None`` on a worker that lacks the weights, which it has no other use for."""
+    from fireworks_specs.protocols import mlip_protocol
+
+    try:
+        return mlip_protocol(config, calculator)
+    except (OSError, ImportError, ValueError, LookupError) as error:
+        LOG.info("stage II's calculations are known by the name of %s here (%s)", calculator, error)
+        return None
+
+
+def relaxed_structure(
+    structure_id: str,
+    protocol: dict[str, Any] | None,
+    calculator: str | None = None,
+    stage: MlipConfig | None = None,
+) -> tuple[str, Any]:
     """Return (id of the stage-II calculation or the structure, crystal to start from).
 
-    The calculation is the one by ``protocol``, or the newest one where another version of the program made it.
+    The calculation is the one by ``protocol``; else the newest one by ``calculator`` under the settings of ``stage``;
+    else the newest one, where another version of the program made it.
     """
+    from builders.potentials import is_of_stage
     from stores.documents.calculation import Calculation
     from stores.protocol import protocol_id
 
     found = Calculation.objects(structure_id=structure_id, kind="elastic", method="mlip", state="completed")
-    calculation = found.filter(protocol_id=protocol_id(protocol)).first() or found.order_by("-id").first()
+    calculation = found.filter(protocol_id=protocol_id(protocol)).first() if protocol is not None else None
+    if calculation is None:
+        newest_first = list(found.order_by("-id"))
+        same = (c for c in newest_first if calculator and stage and is_of_stage(c.protocol, calculator, stage))
+        calculation = next(same, newest_first[0] if newest_first else None)
     if calculation is not None and calculation.output_structure_id:
-        found = structures_by_id([calculation.output_structure_id])
-        return calculation.calculation_id, found.get(calculation.output_structure_id)
+        crystals = structures_by_id([calculation.output_structure_id])
+        return calculation.calculation_id, crystals.get(calculation.output_structure_id)
     return structure_id, structures_by_id([structure_id]).get(structure_id)

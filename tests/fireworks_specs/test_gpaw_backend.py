@@ -236,6 +236,45 @@ def test_the_firetask_inserts_one_calculation_of_the_configured_kind(
     assert uuids & set(record["provenance"]["inputs"])
 
 
+@pytest.mark.parametrize(
+    "calculator", ["m-0123456789abcdef", "nowhere/alloys.safetensors", "no_such_package:calculator"]
+)
+def test_a_worker_without_the_weights_of_stage_two_starts_from_what_they_relaxed(
+    calculator: str, embedded_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fireworks_specs.backends.gpaw import Gpaw
+    from fireworks_specs.firetasks.dft import DftTask
+    from inv_design.mechanics.stages import failed
+    from stores.protocol import protocol_id
+    from stores.provenance import provenance
+    from stores.records import insert_calculation, insert_campaign, insert_structure
+
+    config = campaign(kind="eos")
+    config.stages.mlip.calculator = calculator
+    insert_campaign("c", config.model_dump(mode="json"), targets=config.targets, provenance=provenance())
+    identity = insert_structure(ALUMINIUM, {"kind": "ingested", "id": "test"}, provenance())
+    name = calculator.rpartition("/")[2]
+    for number, by in enumerate((name, "chgnet")):  # the newest one is another potential's
+        relaxed = ALUMINIUM.copy()
+        relaxed.scale_lattice(ALUMINIUM.volume * (1.02 + number / 10))
+        protocol = {"stage": "mlip", "calculator": {"calculator": by, "weights_sha256": "0" * 64}}
+        insert_calculation(
+            structure_id=identity, kind="elastic", method="mlip", protocol_id=protocol_id(protocol), protocol=protocol,
+            state="completed", results={}, provenance=provenance(),
+            output_structure_id=insert_structure(relaxed, {"kind": "relaxed", "id": identity}, provenance()),
+        )  # fmt: skip
+    started: list[Structure] = []
+
+    def compute(self: Gpaw, structures: list[Structure], *_: Any, **__: Any) -> Any:
+        started.extend(structures)
+        yield 0, failed("it came to the DFT")
+
+    monkeypatch.setattr(gpaw_settings, "gpaw_versions", lambda: {"version": "26.7.0", "setups": "1.2.1"})
+    monkeypatch.setattr(Gpaw, "compute", compute)
+    DftTask(campaign="c", round=0, structure_ids=[identity]).work()
+    assert [crystal.volume for crystal in started] == [pytest.approx(1.02 * ALUMINIUM.volume)]
+
+
 @pytest.mark.parametrize("kind", ["elastic", "eos"])
 def test_a_job_that_the_database_has_is_not_run_again(
     kind: str, emt: list[dict[str, Any]], embedded_connection: Connection, here: Path, monkeypatch: pytest.MonkeyPatch
