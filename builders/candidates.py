@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from builders.base import CampaignBuilder, newest, one_line
 from builders.candidate_summary import PROPERTY, place_of, summarise_candidate, summary_settings
 from builders.duplicates import order_members, search_for
+from builders.labels import is_label
 from builders.potentials import calculator_in, is_of_stage, round_calculators
 from builders.state import digest
 from builders.training_members import training_set_ids
-from inv_design.screening.retries import attempt_of
+from inv_design.screening.retries import attempt_of, retry_due
 from stores.protocol import content_id
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class CandidateBuilder(CampaignBuilder):
         Stage -> protocol id whose results count; the newest completed result where a stage is not named.
     """
 
-    version = "6"
+    version = "7"
 
     def __init__(
         self,
@@ -217,14 +218,21 @@ class CandidateBuilder(CampaignBuilder):
         calculations = _by_structure(self.fetch("calculations", "structure_id", ids, properties=HEAVY))
         predictors = self._predictors(name)
         judges = self._potentials(name)
-        by_judge = self._judged_by(config)
+        protocol_of = self._protocols()
+        stages = config.stages
         for candidate in candidates:
             identity, structure = candidate["candidate_id"], candidate["structure_id"]
             records = calculations.get(structure, [])
             try:
                 judge = calculator_in(config, judges, candidate["round"])
-                mine = [r for r in records if r["kind"] != "elastic" or by_judge(r["protocol_id"], judge)]
-                attempts = {s: _attempts(r for r in mine if self._counts(r, s)) for s in ("mlip", "dft")}
+                relaxed = [r for r in self._chosen(records, "mlip") if (r["kind"], r["method"]) == ("elastic", "mlip")]
+                judged = [r for r in relaxed if is_of_stage(protocol_of(r), judge, stages.mlip)]
+                labels = self._chosen(records, "dft")
+                labelled = [r for r in labels if is_label(r, protocol_of(r), stages.dft)]
+                attempts = {
+                    "mlip": attempts_that_count(judged, stages.mlip.retries),
+                    "dft": attempts_that_count(labelled, stages.dft.retries),
+                }
                 item = _item(
                     candidate,
                     predictions=self._predictions(
@@ -295,22 +303,19 @@ class CandidateBuilder(CampaignBuilder):
         found = self.read["models"].query(query, properties=fields)
         return round_calculators(self.legible(found, "model_id"))
 
-    def _judged_by(self, config: CampaignConfig) -> Callable[[str, str], bool]:
-        """Return a function of (protocol id, calculator): whether it is the campaign's stage II with that calculator.
+    def _protocols(self) -> Callable[[Document], Any]:
+        """Return a function of a calculation: the settings stored with it, read once per protocol."""
+        found: dict[tuple[str, ...], Any] = {}
 
-        Results by other potentials, of other campaigns or of none, stand beside the campaign's and are not looked at.
-        """
-        protocols: dict[str, Document] = {}
+        def protocol_of(record: Document) -> Any:
+            key = {name: record[name] for name in ("kind", "method", "protocol_id")}
+            place = tuple(key.values())
+            if place not in found:
+                one = self.read["calculations"].query_one(key, properties=["protocol"]) or {}
+                found[place] = one.get("protocol")
+            return found[place]
 
-        def judged(protocol: str, calculator: str) -> bool:
-            if protocol not in protocols:
-                query = {"kind": "elastic", "protocol_id": protocol}
-                record = self.read["calculations"].query_one(query, properties=["method", "protocol"]) or {}
-                protocols[protocol] = record
-            record = protocols[protocol]
-            return record.get("method") != "mlip" or is_of_stage(record.get("protocol"), calculator, config.stages.mlip)
-
-        return judged
+        return protocol_of
 
     def _predictors(self, name: str) -> dict[int, set[str]]:
         """Return round -> ids of the predictors that belong to it.
@@ -348,13 +353,10 @@ class CandidateBuilder(CampaignBuilder):
                 chosen.append(best)
         return chosen
 
-    def _counts(self, record: Document, stage: str) -> bool:
+    def _chosen(self, records: Iterable[Document], stage: str) -> list[Document]:
+        """Return the calculations by the protocol that was named for a stage, all where none was."""
         wanted = (self.protocols or {}).get(stage)
-        if wanted is not None and record["protocol_id"] != wanted:
-            return False
-        if stage == "mlip":
-            return bool(record["kind"] == "elastic" and record["method"] == "mlip")
-        return record["kind"] in LABEL_KINDS and record["method"] in LABEL_METHODS
+        return [r for r in records if wanted is None or r["protocol_id"] == wanted]
 
 
 PREDICTION = ("property", "protocol_id")
@@ -407,14 +409,21 @@ def _rows(documents: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> list
     return [[document.get(name) for name in names] for document in documents]
 
 
-def _attempts(calculations: Iterable[Document]) -> list[Document]:
-    """Return the attempts at the result that counts: its calculations of one kind and protocol, in their order."""
+def attempts_that_count(calculations: Iterable[Document], retries: int) -> list[Document]:
+    """Return the attempts at the result that counts, in their order.
+
+    A completed result counts, the newest of several. Where all failed, a worker looks at those of its own protocol
+    alone, which this code cannot name: its versions are the worker's. So nothing is due that one protocol is done with,
+    and the attempts under several add up: what is due here, the worker lacks, and each attempt changes the number.
+    """
     records = list(calculations)
-    best = newest(records)
-    if best is None:
-        return []
-    same = [r for r in records if (r["kind"], r["protocol_id"]) == (best["kind"], best["protocol_id"])]
-    return sorted(same, key=attempt_of)
+    groups: dict[tuple[str, str], list[Document]] = defaultdict(list)
+    for record in records:
+        groups[record["kind"], record["protocol_id"]].append(record)
+    settled = [r for group in groups.values() if not retry_due(group, retries) for r in group]
+    best = newest(settled)
+    same = records if best is None else groups[best["kind"], best["protocol_id"]]
+    return sorted(same, key=lambda r: (attempt_of(r), str(r["calculation_id"])))
 
 
 def _by_structure(documents: Iterable[Document]) -> dict[str, list[Document]]:

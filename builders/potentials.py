@@ -43,8 +43,12 @@ def is_of_stage(protocol: Any, calculator: str, stage: MlipConfig) -> bool:
     named = protocol.get("calculator")
     if isinstance(named, dict):
         named = named.get("calculator")
-    names = {None, calculator, Path(calculator).name}  # of a file, its name
-    if Path(calculator).is_dir():
-        names.add("model.safetensors")
     settings = {"fmax": stage.fmax, "max_steps": stage.max_steps, "keep_structure": dict(stage.keep_structure)}
-    return named in names and all(protocol.get(key, value) == value for key, value in settings.items())
+    same = all(protocol.get(key, value) == value for key, value in settings.items())
+    return same and named in {None, *names_of(calculator)}
+
+
+def names_of(calculator: str) -> set[str]:
+    """Return the names by which protocols know a calculator: its own, of a file the file's."""
+    weights = {"model.safetensors"} if Path(calculator).is_dir() else set()
+    return {calculator, Path(calculator).name, *weights}

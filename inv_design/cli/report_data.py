@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inv_design.cli.trust_data import collect_trust
+from inv_design.cli.trust_data import collect_trust, label_name
 from inv_design.metrics.elements import STAGE_NAMES, warning_lines
 from inv_design.report.data import (
     BestCandidate,
@@ -45,7 +45,7 @@ LEVELS = (0.10, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90, 0.95)
 """Central intervals whose coverage is shown."""
 SUMMARY = (
     "candidate_id", "structure_id", "round", "formula", "elements", "spacegroup", "stage", "status", "stages", "flags",
-    "target_error", "born_stable", "bulk_modulus_vrh", "properties", "duplicate_of", "hit",
+    "target_error", "born_stable", "bulk_modulus_vrh", "properties", "duplicate_of", "hit", "audit",
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
     models = list(database["models"].find({"campaign": name}))
     progress("training sets")
     members = training_members(models)
-    methods = judge_names(config)
+    methods = judge_names(config, summaries)
     progress("parity")
     predictor = last_predictor(models)
     parities = [*held_out_parity(predictor, members), *label_parities(summaries, methods)]
@@ -100,22 +100,17 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
         objectives=config.objectives,
         pareto=pareto_points(summaries, config.objectives),
         reliability=reliabilities(predictor, summaries),
-        trust=collect_trust(database, config, label=methods["dft"], tolerance=hit_window(config)),
+        trust=collect_trust(database, config, tolerance=hit_window(config)),
         best=best_candidates(database, summaries, methods),
         provenance=provenance(connection, campaign, config, models),
     )
 
 
-def judge_names(config: CampaignConfig) -> dict[str, str]:
-    """Return stage -> the name of what judges there; a surrogate is called one."""
+def judge_names(config: CampaignConfig, summaries: Iterable[Record] = ()) -> dict[str, str]:
+    """Return stage -> the name of what judges there, of labels as the candidates' summaries have it."""
     stage = config.stages
-    label = {
-        "surrogate": f"surrogate ({stage.dft.calculator} E(V))",
-        "gpaw": "DFT (GPAW, PBE)",
-        "vasp": "DFT (VASP, PBE)",
-    }[stage.dft.backend]
     potential = stage.mlip.calculator + (", fine-tuned" if stage.mlip.fine_tune.enabled else "")
-    return {"predictor": stage.predictor.model, "mlip": potential, "dft": label}
+    return {"predictor": stage.predictor.model, "mlip": potential, "dft": label_name(summaries, config)}
 
 
 def hit_window(config: CampaignConfig) -> float:

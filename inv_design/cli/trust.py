@@ -41,15 +41,14 @@ def trust(settings: Settings, rounds: tuple[int, ...], output: Path | None) -> N
     if output is not None and output.suffix.lower() not in SUFFIXES:
         raise click.BadParameter(f"{output} must end in {', '.join(SUFFIXES)}", param_hint="-o")
     from inv_design.cli.database import campaign_config, campaign_name, open_database
-    from inv_design.cli.report_data import hit_window, judge_names
+    from inv_design.cli.report_data import hit_window
     from inv_design.cli.trust_data import collect_trust
     from inv_design.config import CampaignConfig
 
     connection = open_database(settings, read_only=True)
     name = campaign_name(settings)
     config = CampaignConfig.model_validate(campaign_config(name))
-    label = judge_names(config)["dft"]
-    found = collect_trust(connection.db, config, label=label, tolerance=hit_window(config), rounds=rounds)
+    found = collect_trust(connection.db, config, tolerance=hit_window(config), rounds=rounds)
     if not found.compared:
         raise NothingMatched(f"no candidate of {name} has values by two judges yet; see `inv-design status`")
     if output is not None:

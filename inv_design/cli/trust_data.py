@@ -17,14 +17,14 @@ FIELDS = ("candidate_id", "structure_id", "round", "formula", "stage", "status",
 
 
 def collect_trust(
-    database: Any, config: CampaignConfig, *, label: str, tolerance: float, rounds: Collection[int] = ()
+    database: Any, config: CampaignConfig, *, label: str | None = None, tolerance: float, rounds: Collection[int] = ()
 ) -> Trust:
     """Return what the trust report of a campaign is made of.
 
     Parameters
     ----------
     label
-        What the labels are by.
+        What the labels are by; else what they say themselves.
     tolerance
         Relative window around the target in which a label is a hit.
     rounds
@@ -47,12 +47,28 @@ def collect_trust(
             predictor=config.stages.predictor.model,
             potential=lambda number: calculator_in(config, calculators, number),
         ),
-        label=label,
+        label=label or label_name(summaries, config),
         target=config.target,
         tolerance=tolerance,
         base=judged_by_configured(database, config, [s for s in summaries if s.get("round") in tuned]),
         learned=learned_from(database, tuned),
     )
+
+
+def label_name(summaries: Iterable[Mapping[str, Any]], config: CampaignConfig) -> str:
+    """Return what the labels are by as their records have it, or what the campaign is set to where there is none.
+
+    A surrogate is called one, whatever the campaign is set to since.
+    """
+    stage = config.stages.dft
+    records = [r for s in summaries for r in ((s.get("stages") or {}).get("dft"), s.get("audit")) if r]
+    found = {str(r["method"]) for r in records if r.get("method") and r.get("value") is not None}
+    names = {
+        "surrogate": f"surrogate ({stage.calculator} E(V))" if stage.backend == "surrogate" else "surrogate (E(V))",
+        "gpaw": "DFT (GPAW, PBE)",
+        "vasp": "DFT (VASP, PBE)",
+    }
+    return " and ".join(names.get(method, method) for method in sorted(found or {stage.backend}))
 
 
 def with_drawn_audits(summaries: Iterable[Record], config: CampaignConfig) -> list[Record]:

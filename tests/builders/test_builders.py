@@ -106,13 +106,16 @@ def relax(db, candidate: str, value: float, *, protocol: str = "p-mlip", flags=(
     )  # fmt: skip
 
 
-def label(db, candidate: str, value: float | None, *, flags=(), output: str | None = None, method="surrogate") -> None:
-    insert_calculation(
-        structure_id=structure_of(db, candidate), kind="eos", method=method, protocol_id=f"p-{method}",
-        state="failed" if value is None else "completed", error="no minimum" if value is None else None,
-        results={} if value is None else {"bulk_modulus_vrh": value}, flags=list(flags), output_structure_id=output,
-        provenance=provenance(),
-    )  # fmt: skip
+def label(
+    db, candidate: str, value: float | None, *, flags=(), output: str | None = None, method="surrogate", **more: Any
+) -> None:
+    record = {
+        "structure_id": structure_of(db, candidate), "kind": "eos", "method": method, "protocol_id": f"p-{method}",
+        "state": "failed" if value is None else "completed", "error": "no minimum" if value is None else None,
+        "results": {} if value is None else {"bulk_modulus_vrh": value}, "flags": list(flags),
+        "output_structure_id": output, "provenance": provenance(),
+    }  # fmt: skip
+    insert_calculation(**{**record, **more})
 
 
 def summary(db, candidate: str) -> dict[str, Any]:
@@ -466,6 +469,73 @@ def test_dft_labels_are_preferred_to_the_surrogates(db):
     label(db, identity, 340.0, method="gpaw")
     document = TrainingSet.objects(training_set_id=build_training_set(NAME, 1)).first()
     assert document.labels_by_method == {"reference": 3, "gpaw": 1}
+
+
+def test_a_surrogates_label_is_no_label_of_a_dft_campaign(db):
+    from inv_design.cli.trust_data import collect_trust
+
+    config = start(wanted(stages={"dft": {"backend": "gpaw", "gpaw": {"kind": "eos"}}}))
+    (identity,) = add([b2("Re", "Ru")])
+    predict(db, identity, 340.0)
+    relax(db, identity, 345.0)
+    label(db, identity, 348.0)
+    build_campaign(NAME)
+    found = summary(db, identity)
+    assert (found["stage"], found["status"], found["hit"]) == ("dft", "waiting", None)
+    assert queue(db, "dft") == [identity]
+    label(db, identity, 349.0, method="gpaw", protocol_id="p-coarse", protocol={"cutoff": 300.0})
+    build_campaign(NAME)
+    assert queue(db, "dft") == [identity]
+    label(db, identity, 351.0, method="gpaw", protocol={"cutoff": 550.0, "version": "another"})
+    build_campaign(NAME)
+    found = summary(db, identity)
+    assert (found["status"], found["stages"]["dft"]["value"]) == ("passed", 351.0)
+    assert collect_trust(db.db, config, tolerance=0.2).label == "DFT (GPAW, PBE)"
+
+
+def test_the_trust_report_calls_labels_what_they_are(db):
+    """Whatever the campaign is set to since."""
+    from inv_design.cli.report_data import judge_names
+    from inv_design.cli.trust_data import collect_trust
+
+    start()
+    (identity,) = add([b2("Re", "Ru")])
+    predict(db, identity, 340.0)
+    relax(db, identity, 345.0)
+    label(db, identity, 348.0)
+    build_campaign(NAME)
+    config = wanted(stages={"dft": {"backend": "vasp"}})
+    assert collect_trust(db.db, config, tolerance=0.2).label == "surrogate (E(V))"
+    assert judge_names(config, [summary(db, identity)])["dft"] == "surrogate (E(V))"
+    assert judge_names(config)["dft"] == "DFT (VASP, PBE)"
+
+
+@pytest.mark.parametrize("kind", ["eos", "elastic"])
+def test_what_the_queue_has_the_worker_lacks(db, kind):
+    """Others' failures, newer than the campaign's own, make nothing due that its workers have given up."""
+    from stores.attempts import lacking
+
+    start(wanted(stages={"dft": {"retries": 2}, "mlip": {"retries": 2}}))
+    (identity,) = add([b2("Re", "Ru")])
+    predict(db, identity, 340.0)
+    ids = [structure_of(db, identity)]
+    stage, method = ("dft", "surrogate") if kind == "eos" else ("mlip", "mlip")
+    if stage == "dft":
+        relax(db, identity, 345.0)
+    killed = {"kind": kind, "method": method, "reason": "killed"}
+    seen = []
+    for attempt in (1, 2, 3):
+        label(db, identity, None, **killed, protocol_id="p-own", attempt=attempt)
+        build_campaign(NAME)
+        assert queue(db, stage) == [identity] * len(lacking(ids, kind, "p-own", retries=2))
+        seen += [item["attempts"] for item in db.db["screening_queue"].find({"stage": stage})]
+    assert seen == [1, 2]
+    label(db, identity, None, **killed, protocol_id="p-other", protocol={"calculator": {"calculator": "another"}})
+    label(db, identity, None, **killed, protocol_id="p-older")
+    build_campaign(NAME)
+    assert lacking(ids, kind, "p-own", retries=2) == []
+    assert queue(db, stage) == []
+    assert (summary(db, identity)["stage"], summary(db, identity)["status"]) == (stage, "failed")
 
 
 def test_no_labels_at_all_says_what_to_do(db):

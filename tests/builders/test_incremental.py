@@ -159,6 +159,7 @@ SOUND: list[Fact] = [
     model("two", 0, 6),
     reconfigured("one", chemistry={"exclude": ["Ir"]}),
     reconfigured("two", stages={"predictor": {"match": {"ltol": 0.2, "stol": 0.3, "angle_tol": 6.0}}}),
+    reconfigured("two", stages={"dft": {"backend": "gpaw"}}),
     lost("candidate_summaries", "one"),
     lost("screening_queue", "two"),
     lost("campaign_metrics", "one"),
