@@ -26,6 +26,23 @@ metals (atomate2's strained cells have the tetrahedron method); projection in re
 
 INCAR = {**PAPER, **OURS}
 
+PARALLEL = frozenset(
+    (
+        "NCORE",
+        "NPAR",
+        "KPAR",
+        "NSIM",
+        "LPLANE",
+        "LASYNC",
+        "LSCALAPACK",
+        "LSCALU",
+        "NCSHMEM",
+        "NCORE_IN_IMAGE1",
+        "MAXMEM",
+    )
+)
+"""What a worker may set of its own: how the work is spread, not what comes out."""
+
 RELAXATION = "tight relax"
 """How atomate2 labels the runs of the relaxation, as against those of strained cells."""
 
@@ -84,7 +101,7 @@ class Vasp(AtomateElastic):
         return failure_of(error)
 
     def require(self) -> None:
-        """Raise RuntimeError unless VASP and the POTCARs are set up on this worker."""
+        """Raise RuntimeError unless VASP and the POTCARs are set up on this worker, and its INCAR is the protocol's."""
         import shlex
         import shutil
 
@@ -97,6 +114,11 @@ class Vasp(AtomateElastic):
                 raise RuntimeError(f"VASP_CMD is {SETTINGS.VASP_CMD!r}, but {program!r} is not on this worker's PATH")
         if not PYMATGEN.get("PMG_VASP_PSP_DIR"):
             raise RuntimeError("PMG_VASP_PSP_DIR is not set; run `pmg config -p` with your POTCARs")
+        if others := sorted(tag for tag in SETTINGS.VASP_INCAR_UPDATES if tag.upper() not in PARALLEL):
+            raise RuntimeError(
+                f"ATOMATE2_VASP_INCAR_UPDATES sets {', '.join(others)}, which the protocol does not know; take them "
+                f"out of the environment or ~/.atomate2.yaml (a worker may set {', '.join(sorted(PARALLEL))})"
+            )
 
 
 def frame_of(run: Any) -> dict[str, Any]:

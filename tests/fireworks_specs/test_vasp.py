@@ -71,9 +71,16 @@ def test_the_spacing_of_k_points_has_the_factor_2_pi(tmp_path: Path) -> None:
 
 
 def test_a_worker_says_what_it_lacks(vasp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atomate2 import SETTINGS as ATOMATE2
     from pymatgen.core import SETTINGS
 
     Vasp().require()
+    monkeypatch.setattr(ATOMATE2, "VASP_INCAR_UPDATES", {"NCORE": 4, "kpar": 2})
+    Vasp().require()
+    monkeypatch.setattr(ATOMATE2, "VASP_INCAR_UPDATES", {"NCORE": 4, "ISPIN": 1, "ENCUT": 300})
+    with pytest.raises(RuntimeError, match=r"VASP_INCAR_UPDATES sets ENCUT, ISPIN, which .* may set .*NCORE"):
+        Vasp().require()
+    monkeypatch.setattr(ATOMATE2, "VASP_INCAR_UPDATES", {})
     monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", None)
     with pytest.raises(RuntimeError, match="PMG_VASP_PSP_DIR is not set"):
         Vasp().require()
