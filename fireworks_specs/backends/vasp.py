@@ -26,6 +26,9 @@ metals (atomate2's strained cells have the tetrahedron method); projection in re
 
 INCAR = {**PAPER, **OURS}
 
+POTCARS = "PBE_54"
+"""The release of POTCARs; which one of an element is Materials Project's choice."""
+
 PARALLEL = frozenset(
     (
         "NCORE",
@@ -71,13 +74,14 @@ class Vasp(AtomateElastic):
         maker = update_user_incar_settings(maker, INCAR)
         double = maker.bulk_relax_maker
         for job in (double.relax_maker1, double.relax_maker2, maker.elastic_relax_maker):
+            job.input_set_generator.user_potcar_functional = POTCARS
             job.run_vasp_kwargs = {"handlers": handlers(), "custodian_kwargs": dict(POLLING)}
         updated: ElasticMaker = maker
         return updated
 
     def settings(self) -> dict[str, Any]:
-        """Return the INCAR updates; everything else is atomate2's, whose version is in the protocol."""
-        return {"incar": dict(INCAR)}
+        """Return INCAR updates and POTCAR release; everything else is atomate2's, whose version is in the protocol."""
+        return {"incar": dict(INCAR), "potcars": POTCARS}
 
     def record(self, documents: Sequence[Any]) -> dict[str, Any]:
         """Return the record of a finished flow's outputs, with energies, and frames for potentials to learn from."""

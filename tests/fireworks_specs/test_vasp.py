@@ -55,6 +55,9 @@ def test_the_input_sets_are_the_papers() -> None:
         incar = {name: value for name, value in inputs["INCAR"].items() if name != "LMAXMIX"}
         assert incar == expected
         assert inputs.get("KPOINTS") is None  # KSPACING rules
+        generator = job.input_set_generator
+        assert generator.user_potcar_functional == Vasp().protocol(CONFIG)["potcars"] == "PBE_54"
+        assert generator.config_dict["POTCAR_FUNCTIONAL"] == "PBE_54"  # for which the choice per element was made
         assert job.run_vasp_kwargs["handlers"], "custodian is on"
     assert maker.max_failed_deformations == 0  # a tensor of fewer strains is not the same number
 
