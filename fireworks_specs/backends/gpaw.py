@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fireworks_specs.backends.atomate import FOLDER, AtomateElastic, job_ids, record_of, unphysical
+from fireworks_specs.backends.atomate import FINAL_JOB, FOLDER, AtomateElastic, job_ids, record_of, unphysical
 from inv_design.mechanics.stages import failed
 
 if TYPE_CHECKING:
@@ -72,6 +72,17 @@ class Gpaw(AtomateElastic):
             "symprec": SYMPREC,
         }
 
+    def record(self, documents: Sequence[Any]) -> dict[str, Any]:
+        """Return the record of a finished elastic flow's outputs as the database has them.
+
+        Of the crystal that it started from they do not tell, so that there is no ``volume_change``.
+        """
+        documents = values_of(documents)
+        record = record_of(documents)
+        if record["state"] == "completed":
+            record["results"] |= common_results(documents)
+        return record
+
     def compute(
         self, structures: Sequence[Any], config: CampaignConfig, *, tags: Sequence[Mapping[str, Any]] = ()
     ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -80,7 +91,7 @@ class Gpaw(AtomateElastic):
         Raises
         ------
         RuntimeError
-            If this worker lacks GPAW or MPI: the firework fails and no candidate is blamed for it.
+            If this worker lacks GPAW or MPI or cannot start them: the firework fails and no candidate is blamed.
         """
         require(config.stages.dft.gpaw)
         for index, structure in enumerate(structures):
@@ -109,12 +120,19 @@ def measure(
     Parameters
     ----------
     tag
-        What the jobs' outputs are marked with: ``campaign``, ``structure_id`` and ``protocol_id`` are taken.
+        What the jobs' outputs are marked with, as in :func:`fireworks_specs.backends.atomate.run_elastic_flow`.
     store
         Where the outputs go: by default the JobStore of the campaign's database, or memory where none is open.
+
+    Raises
+    ------
+    inv_design.calculators.gpaw_calculator.NotStarted
+        If GPAW, or what starts it, ends before it sees a crystal.
     """
     from fireworks_specs.backends.gpaw_makers import elastic_maker, eos_maker
     from fireworks_specs.flows import JobFailed
+    from inv_design.calculators.gpaw_calculator import NotStarted
+    from inv_design.screening.retries import reason_of
     from stores.outage import LOST
 
     if (problem := unphysical(structure)) is not None:
@@ -135,8 +153,10 @@ def measure(
         raise
     except Exception as error:  # a calculation that fails is a record, never a silence
         cause = error.__cause__ if isinstance(error, JobFailed) and error.__cause__ else error
+        if isinstance(cause, NotStarted):
+            raise cause from None
         text = f"{type(cause).__name__}: {cause}"
-        reason = next((reason for sign, reason in REASONS.items() if sign in text), "error")
+        reason = next((reason for sign, reason in REASONS.items() if sign in text), None) or reason_of(text)
         return failed(f"{error.name}: {text}" if isinstance(error, JobFailed) else text) | {"reason": reason}
 
 
@@ -165,13 +185,18 @@ def run(flow: Any, store: JobStore, tag: Mapping[str, Any]) -> list[Any]:
     fireworks_specs.flows.JobFailed
         If a job fails.
     """
-    from jobflow import OutputReference
-
     from fireworks_specs.flows import run_flow
 
     mark = {name: tag[name] for name in ("campaign", "structure_id", "protocol_id") if name in tag}
     flow.update_metadata(mark, dynamic=True)
-    outputs = run_flow(flow, store, Path.cwd() / FOLDER / str(tag.get("structure_id", "crystal")))
+    flow.update_metadata(dict(tag), name_filter=FINAL_JOB)  # by which it is ingested; an equation of state has none
+    return values_of(run_flow(flow, store, Path.cwd() / FOLDER / str(tag.get("structure_id", "crystal"))))
+
+
+def values_of(outputs: Iterable[Any]) -> list[Any]:
+    """Return the outputs of a flow's jobs without those that only point to another job's."""
+    from jobflow import OutputReference
+
     return [output for output in outputs if not isinstance(output, OutputReference)]
 
 
@@ -230,13 +255,17 @@ def eos_record(documents: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def common_results(documents: Sequence[Any], start: Structure) -> dict[str, Any]:
-    """Return what both kinds tell of their relaxation: energy, volume change, moment, and the frames to learn from."""
+def common_results(documents: Sequence[Any], start: Structure | None = None) -> dict[str, Any]:
+    """Return what both kinds tell of their relaxation: energy, moment, and the frames to learn from.
+
+    And the volume change, if the crystal at the start is given.
+    """
     relaxed = relaxations(documents)[0]
     moments = relaxed.output.ionic_steps[-1].magmoms
+    volume = relaxed.structure.volume / len(relaxed.structure)
     return {
         "energy_per_atom": relaxed.output.energy / len(relaxed.structure),
-        "volume_change": relaxed.structure.volume / len(relaxed.structure) / (start.volume / len(start)) - 1,
+        **({} if start is None else {"volume_change": volume / (start.volume / len(start)) - 1}),
         "relaxation_steps": len(relaxed.output.ionic_steps),
         "magnetic_moment_per_atom": None if moments is None else sum(moments) / len(moments),
         "frames": frames_of(documents),

@@ -125,6 +125,8 @@ class GpawCalculator(Calculator):
             If the electrons do not converge, not in small steps either.
         ChildProcessError, MemoryError, TimeoutError
             If GPAW was killed, ran out of memory, or was terminated.
+        NotStarted
+            If this machine did not start GPAW; it has not seen the crystal.
         RuntimeError
             If GPAW is not installed, or fails of anything else.
         """
@@ -208,6 +210,13 @@ def describe(evaluation: dict[str, Any]) -> str:
 
 # -- the process ------------------------------------------------------------------------------------------------------
 
+PIPE_ERRORS = (EOFError, ConnectionError)
+"""What reading and writing a pipe raises when there is nobody at its other end."""
+
+
+class NotStarted(RuntimeError):  # noqa: N818
+    """GPAW ended before its first word, or its program is missing: it is the machine's fault and no crystal's."""
+
 
 class GpawProcess:
     """GPAW behind a pipe, on one or more MPI ranks; it writes ``gpaw.txt`` and ``gpaw.err`` where it was started."""
@@ -222,15 +231,29 @@ class GpawProcess:
     def results(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
         """Return the results of a crystal in plain numbers; errors as in :meth:`GpawCalculator.calculate`."""
         self.calculator.results.clear()
+        if self.calculator.protocol is None:
+            self._start()
         try:
-            if self.calculator.protocol is None:
-                self.calculator.__enter__()  # close() leaves it
             self.calculator.calculate(atoms, list(properties), all_changes)
         except Exception as error:
             raise self._translated(error) from error
         found = {key: value for key, value in self.calculator.results.items() if key in properties}
         numbers = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in found.items()}
         return numbers | {"iterations": last_iterations(self.folder / LOG_FILE)}
+
+    def _start(self) -> None:
+        """Start the process and wait until it answers: MPI runs then, GPAW is imported and accepts its settings."""
+        try:
+            self.calculator.__enter__()  # close() leaves it
+            protocol: Any = self.calculator.protocol
+            protocol.send("callfunction")
+            protocol.send((int, (), {}))
+            protocol.recv()
+        except PIPE_ERRORS as error:
+            cause = self._cause_of_death()
+            raise (NotStarted(f"GPAW did not start: {cause}") if type(cause) is RuntimeError else cause) from error
+        except (FileNotFoundError, PermissionError) as error:
+            raise NotStarted(f"GPAW did not start: {one_line(error)}") from error
 
     def close(self) -> None:
         """End the process: asked first, then told."""
@@ -249,9 +272,9 @@ class GpawProcess:
 
     def _translated(self, error: Exception) -> Exception:
         """Return what an error of the pipe or of GPAW means, in built-in types."""
-        if isinstance(error, FileNotFoundError) and error.filename is None:  # GPAW's own; a program has a name
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # GPAW's own; other files have a name
             return ValueError(f"GPAW lacks a data set: {one_line(error)}")
-        if isinstance(error, EOFError | OSError):  # the pipe broke: there is nobody at its other end
+        if isinstance(error, PIPE_ERRORS):
             return self._cause_of_death()
         if type(error).__name__ in ("KohnShamConvergenceError", "TooFewBandsError"):
             steps = last_iterations(self.folder / LOG_FILE)

@@ -236,6 +236,57 @@ def test_the_firetask_inserts_one_calculation_of_the_configured_kind(
     assert uuids & set(record["provenance"]["inputs"])
 
 
+def test_what_was_finished_but_not_inserted_is_ingested(
+    emt: list[dict[str, Any]], embedded_connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A firework that is killed between its flow and its record; nobody computes or warns of it again."""
+    from fireworks_specs.backends.gpaw import measure
+    from fireworks_specs.ingestion import Ingested, ingest_outputs
+    from stores.protocol import protocol_id
+    from stores.provenance import provenance
+    from stores.records import insert_structure
+
+    identity = insert_structure(ALUMINIUM, {"kind": "ingested", "id": "test"}, provenance())
+    protocol = {"code": "gpaw"}
+    tag = {
+        "campaign": "c", "structure_id": identity, "inputs": [identity], "protocol_id": protocol_id(protocol),
+        "kind": "elastic", "method": "gpaw", "protocol": protocol,
+    }  # fmt: skip
+    record = measure(ALUMINIUM, DftConfig(backend="gpaw", gpaw=CHEAP), tag=tag)
+    assert record["state"] == "completed", record["error"]
+    assert ingest_outputs() == Ingested(found=1, inserted=1, unreadable=0)
+    assert ingest_outputs() == Ingested(found=1, inserted=0, unreadable=0)
+    assert not [r for r in caplog.records if r.name == "fireworks_specs.ingestion"]
+    (calculation,) = embedded_connection.db["calculations"].find()
+    assert (calculation["kind"], calculation["method"], calculation["state"]) == ("elastic", "gpaw", "completed")
+    results = {name: value for name, value in record["results"].items() if name != "volume_change"}
+    assert calculation["results"].keys() == results.keys()
+    assert calculation["results"]["bulk_modulus_vrh"] == pytest.approx(results["bulk_modulus_vrh"])
+    assert calculation["results"]["energy_per_atom"] == pytest.approx(results["energy_per_atom"])
+    assert len(calculation["results"]["frames"]) == len(results["frames"])
+
+
+def test_a_finished_equation_of_state_is_adopted_by_the_next_attempt(
+    emt: list[dict[str, Any]],
+    embedded_connection: Connection,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from fireworks_specs.backends.gpaw import measure
+    from fireworks_specs.ingestion import Ingested, ingest_outputs
+
+    stage = DftConfig(backend="gpaw", gpaw=CHEAP.model_copy(update={"kind": "eos"}))
+    tag = {"structure_id": "s-1", "inputs": ["s-1"], "protocol_id": "p-1", "kind": "eos", "method": "gpaw"}
+    measure(ALUMINIUM, stage, tag=tag)
+    count = len(emt)
+    assert ingest_outputs() == Ingested()
+    assert not [r for r in caplog.records if r.name == "fireworks_specs.ingestion"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "elsewhere"))
+    assert measure(ALUMINIUM, stage, tag=tag)["state"] == "completed"
+    assert len(emt) == count
+
+
 @pytest.mark.parametrize(
     "calculator", ["m-0123456789abcdef", "nowhere/alloys.safetensors", "no_such_package:calculator"]
 )
@@ -311,13 +362,33 @@ def test_results_of_other_settings_or_crystals_are_others(emt: list[dict[str, An
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
+ANSWERS = """
+import os, pickle, sys
+i, o = sys.stdin.buffer, sys.stdout.buffer
+[pickle.load(i) for _ in range(3)]  # the calculator, and a function that is called to see that it runs
+pickle.dump(("return", 0), o)
+o.flush()
+[pickle.load(i) for _ in range(2)]  # what to compute
+"""
+
+
+def replace_gpaw(monkeypatch: pytest.MonkeyPatch, program: str, argv: list[str] | None = None) -> None:
+    """Let a Python program, or ``argv``, run in GPAW's place."""
+
+    def init(self: Any, ranks: int, errors: Path) -> None:
+        self.argv, self.errors, self.process = argv or [sys.executable, "-c", program], errors, None
+
+    monkeypatch.setattr(gpaw_calculator.GpawCommand, "__init__", init)
+
+
 @pytest.mark.parametrize(
     ("program", "kind", "reason"),
     [
         ("import os; os.kill(os.getpid(), 9)", ChildProcessError, "killed"),
         ("import os; os.kill(os.getpid(), 15)", TimeoutError, "out_of_time"),
         ("import sys; sys.exit('MemoryError: 3 GB')", MemoryError, "out_of_memory"),
-        ("import sys; sys.exit('no such library')", RuntimeError, "error"),
+        ("import sys; sys.exit('there is only [Errno 28] No space left on device')", RuntimeError, "not_available"),
+        ("import sys; sys.exit('Segmentation fault')", RuntimeError, "error"),
     ],
 )
 def test_a_process_that_dies_is_an_error_with_its_cause(
@@ -325,10 +396,7 @@ def test_a_process_that_dies_is_an_error_with_its_cause(
 ) -> None:
     from fireworks_specs.backends.gpaw import measure
 
-    def dying(self: Any, ranks: int, errors: Path) -> None:
-        self.argv, self.errors, self.process = [sys.executable, "-c", program], errors, None
-
-    monkeypatch.setattr(gpaw_calculator.GpawCommand, "__init__", dying)
+    replace_gpaw(monkeypatch, ANSWERS + program)
     process = GpawProcess({}, ranks=1)
     with pytest.raises(kind):
         process.results(bulk("Al"), ["energy"])
@@ -336,6 +404,28 @@ def test_a_process_that_dies_is_an_error_with_its_cause(
     record = measure(ALUMINIUM, DftConfig(backend="gpaw", gpaw=CHEAP))
     assert (record["state"], record["reason"]) == ("failed", reason)
     assert "GPAW" in record["error"]
+
+
+def test_an_error_of_the_system_in_gpaw_is_not_a_broken_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    full = "pickle.dump(('raise', OSError(28, 'No space left on device')), o); o.flush(); pickle.load(i)"
+    replace_gpaw(monkeypatch, ANSWERS + full)
+    record = measure(ALUMINIUM, DftConfig(backend="gpaw", gpaw=CHEAP))
+    assert (record["state"], record["reason"]) == ("failed", "not_available")
+    assert "No space left" in record["error"]
+    assert "exit code" not in record["error"]
+
+
+@pytest.mark.parametrize(
+    "argv", [[sys.executable, "-c", "import sys; sys.exit('not enough slots available')"], ["/no/such/mpiexec"]]
+)
+def test_what_ends_before_gpaw_begins_blames_no_candidate(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fireworks_specs.backends.gpaw import measure
+
+    replace_gpaw(monkeypatch, "", argv)
+    with pytest.raises(RuntimeError, match=r"GPAW did not start.*(not enough slots|/no/such/mpiexec)"):
+        measure(ALUMINIUM, DftConfig(backend="gpaw", gpaw=CHEAP))
 
 
 def test_what_does_not_converge_is_tried_in_small_steps_and_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:
