@@ -28,6 +28,8 @@ NAMES = {"reader": "invDesignReader", "worker": "invDesignWorker", "curator": "i
 LAUNCHPAD = ("fireworks", "workflows", "launches", "fw_id_assigner", "offline_runs")
 BUILDERS = ("build_states",)
 """What builders keep beside the derived records."""
+ARCHIVED = "archived_fireworks"
+"""What a curator took from the launchpad."""
 OUTPUTS = ("outputs",)
 """jobflow's JobStore; its large objects are files."""
 FILES = (
@@ -95,11 +97,10 @@ def privileges(role: str) -> tuple[Privilege, ...]:
         (_derived(), KEEP if role == "worker" else READ),
         (BUILDERS, ("find", "insert", "update") if role == "worker" else ()),
         (_operational(), KEEP if role == "worker" else READ),
-        (
-            OUTPUTS,
-            (*INSERT, "update") if role == "worker" else READ,
-        ),  # jobflow writes by replacing what has the same key
-        (LAUNCHPAD, ("find", "insert", "update") if role == "worker" else ("find",)),
+        # jobflow writes by replacing what has the same key
+        (OUTPUTS, (*INSERT, "update") if role == "worker" else READ),
+        ((ARCHIVED,), READ),
+        (LAUNCHPAD, (*INSERT, "update") if role == "worker" else READ),
         (FILES, INSERT if role == "worker" else ("find",)),  # GridFS looks for its indexes before the first file
         (("schema", "moves"), ("find",)),
     ]
@@ -294,5 +295,5 @@ def _derived() -> tuple[str, ...]:
 def _operational() -> tuple[str, ...]:
     from stores import documents
 
-    names = [document._meta["collection"] for document in getattr(documents, "OPERATIONAL", ())]
-    return tuple(name for name in names if name not in OUTPUTS)
+    names = [document._meta["collection"] for document in documents.OPERATIONAL]
+    return tuple(name for name in names if name not in (*OUTPUTS, ARCHIVED))
