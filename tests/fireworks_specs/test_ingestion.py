@@ -38,7 +38,7 @@ def test_a_flow_around_two_crystals_gives_each_its_own_tensor(embedded_connectio
         crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [element], [[0, 0, 0]])
         ids[element] = insert_structure(crystal, {"kind": "ingested", "id": element}, provenance())
         flow = maker.make(crystal.get_primitive_structure())
-        tag = {"structure_id": ids[element], "inputs": [ids[element]], "kind": "elastic", "method": "gpaw"}
+        tag = {"structure_id": ids[element], "inputs": [ids[element]], "kind": "elastic", "method": "surrogate"}
         flow.update_metadata({**tag, "protocol": protocol, "protocol_id": protocol_id(protocol)}, dynamic=True)
         flows.append(flow)
     run_flow(Flow(flows), campaign_job_store(), tmp_path)
