@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("gpaw", "surrogate"), default="gpaw")
     parser.add_argument("--samples", type=int, default=80, help="crystals generated per round")
     parser.add_argument("--labels", type=int, default=2, help="stage-III calculations per round")
-    parser.add_argument("--hours", type=float, default=4.0, help="give up after")
+    parser.add_argument("--hours", type=float, default=4.0, help="cut it off after so long; what is there is kept")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--report", type=Path, help="write the campaign's report here as well")
     parser.add_argument("--keep", type=Path, help="a new folder that the database and the jobs' folders stay in")
@@ -82,43 +82,47 @@ def run(cluster: Any, module: Any, server: str, folder: Path, options: argparse.
     with campaign.fed():
         while not campaign.finished():
             if time.monotonic() - began > options.hours * 3600:
-                sys.exit(campaign.diagnosis())
+                print(campaign.diagnosis())
+                break
             line = _line(campaign)
             if line != shown:
                 print(f"{time.monotonic() - began:7.0f} s  {line}", flush=True)
                 shown = line
             time.sleep(5)
-    campaign.wait_for_jobs(300)
+    if campaign.finished():
+        campaign.wait_for_jobs(300)
     wall = time.monotonic() - began
-    status = campaign.status()
-    trust = json.loads(campaign.call("trust", "--json").stdout)
-    labelled = json.loads(campaign.call("query", "--stage", "dft", "--json").stdout)
+    result = figures(campaign, options.backend) | {"campaign": text, "wall_s": round(wall)}
     if options.report:
         campaign.call("report", "-o", str(options.report.resolve()))
     print(campaign.call("status").stdout)
     print(campaign.call("trust").stdout)
-    result = {
+    campaign.end()
+    return result
+
+
+def figures(campaign: Any, backend: str) -> dict[str, Any]:
+    """Return what a campaign has come to, whether it is finished or was cut off."""
+    status = campaign.status()
+    structures, calculations = campaign.db["structures"], campaign.db["calculations"]
+    kept = ("calculation_id", "structure_id", "kind", "method", "state", "error", "flags", "protocol")
+    return {
         "command": shlex.join(["python", "benchmarks/slurm_campaign.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "campaign": text,
-        "wall_s": round(wall),
+        "finished": campaign.finished(),
         "slurm_jobs": len(campaign.scripts()),
         "rounds": [{key: r[key] for key in ("round", "closed", "funnel")} for r in status["rounds"]],
         "fireworks": status["launchpad"]["fireworks"],
-        "labelled": labelled,
-        "trust": trust,
+        "trust": json.loads(campaign.call("trust", "--json").stdout),
         "calculations": [
             {
-                "formula": campaign.db["structures"].find_one({"structure_id": c["structure_id"]})["formula"],
-                **{key: c.get(key) for key in ("calculation_id", "kind", "method", "state", "error", "flags")},
-                "protocol": c["protocol"],
+                "formula": structures.find_one({"structure_id": c["structure_id"]})["formula"],
+                **{key: c.get(key) for key in kept},
                 "results": {k: v for k, v in c["results"].items() if k != "frames"},
             }
-            for c in campaign.db["calculations"].find({"method": options.backend})
+            for c in calculations.find({"method": backend})
         ],
     }
-    campaign.end()
-    return result
 
 
 def _line(campaign: Any) -> str:
