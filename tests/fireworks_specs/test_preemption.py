@@ -29,7 +29,7 @@ from stores.records import insert_structures
 from stores.workers import is_dead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from stores.connection import Connection
@@ -223,6 +223,16 @@ def test_a_batch_goes_on_after_sigterm_and_sigkill(wire_connection: Connection, 
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def unhandled() -> Iterator[None]:
+    """Nobody handles the signals; a shell starts what runs in its background with Ctrl-C ignored."""
+    before = {number: signal.signal(number, default) for number, default in preemption.DEFAULTS.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unhandled")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_block_and_the_handlers_go_with_it(number: signal.Signals) -> None:
     before = signal.getsignal(number)

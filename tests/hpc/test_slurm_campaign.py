@@ -49,7 +49,7 @@ def test_the_end_of_the_wall_time_costs_no_work(new_campaign: Callable[..., Any]
     """Slurm tells workers to end within their first minute; they give their fireworks back, and others go on."""
     text = TEXT.replace("calculator: emt", "calculator: 'slow_emt:SlowEMT'").replace("rounds: 1", "rounds: 0")
     text = text.replace("samples_per_round: 24, chunk: 8", "samples_per_round: 8, chunk: 8")
-    environment = {"PYTHONPATH": path_with(Path(__file__).parent), "SLOW_EMT_SECONDS": "0.05"}
+    environment = {"PYTHONPATH": path_with(Path(__file__).parent), "SLOW_EMT_SECONDS": "0.2"}
     edits = {kind: {**SMALL[kind], "walltime": "00:02:00", "signal": "B:TERM@60"} for kind in SMALL}
     campaign = new_campaign("short", text, environment=environment, edits=edits)
     campaign.call("launch")

@@ -94,11 +94,21 @@ def keys_of(campaign: Any) -> dict[str, list[str]]:
 
 
 def records_of(campaign: Any) -> dict[str, list[str]]:
-    """Return the authoritative records as text, sorted, without what depends on when and where they were made."""
+    """Return the authoritative records as text, sorted, without what depends on when and where they were made.
+
+    Of crystals that relax into the same one, the one that comes first is kept: they differ in the last digits.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
+        return round(value, 6) + 0.0 if isinstance(value, float) else value
 
     def text(document: dict[str, Any]) -> str:
         kept = {key: value for key, value in document.items() if key not in DROPPED}
-        return json.dumps(kept, sort_keys=True, default=str)
+        return json.dumps(plain(kept), sort_keys=True, default=str)
 
     return {name: sorted(text(d) for d in campaign.db[name].find()) for name in KEYS if name != "campaigns"}
 
