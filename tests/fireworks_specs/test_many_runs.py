@@ -132,7 +132,7 @@ def test_a_model_that_arrives_later_does_not_replace_the_first(connection: Conne
 def test_two_workers_train_a_model_once(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
 
-    def train(_: TrainTask) -> None:
+    def train(*_: object) -> None:
         trained.append(insert_predictor(f"model {len(trained)}".encode()))
         time.sleep(0.5)
 
