@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from inv_design.checkpoint import Checkpoint, State
 from inv_design.mechanics.answers import history_of, history_state
 from inv_design.mechanics.lockstep import Memory, remembering
 from stores import checkpoints
+from stores.seconds import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,14 +38,7 @@ def checkpoint_seconds() -> float:
     ValueError
         If the variable is no number of seconds.
     """
-    text = os.environ.get(VARIABLE, "")
-    try:
-        seconds = float(text) if text else EVERY
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise ValueError(f"{VARIABLE} is {text!r}; give seconds, such as 30, or 0 to save at every safe point")
-    return seconds
+    return seconds_of(VARIABLE, EVERY, "seconds, such as 30, or 0 to save at every safe point")
 
 
 class _Keeper:

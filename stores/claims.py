@@ -8,7 +8,6 @@ stopped, or cut off, for longer than its lease) may finish all the same: results
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from stores.scan import batches
+from stores.seconds import seconds_of
 from stores.workers import is_dead, this_worker
 
 if TYPE_CHECKING:
@@ -50,14 +50,7 @@ def lease_seconds() -> float:
     ValueError
         If the variable is no positive number.
     """
-    text = os.environ.get(LEASE_VARIABLE, "")
-    try:
-        seconds = float(text) if text else LEASE
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise ValueError(f"{LEASE_VARIABLE} is {text!r}; give seconds, such as 300")
-    return seconds
+    return seconds_of(LEASE_VARIABLE, LEASE, "seconds, such as 300", zero=False)
 
 
 def result_key(structure_id: str, kind: str, protocol_id: str) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +36,7 @@ from pymongo.errors import (
 from pymongo.results import InsertManyResult, InsertOneResult
 
 from stores.connection import first_line
+from stores.seconds import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -74,14 +74,7 @@ def patience() -> float:
     ValueError
         If the variable is no number of seconds.
     """
-    text = os.environ.get(PATIENCE_VARIABLE, "")
-    try:
-        seconds = float(text) if text else PATIENCE
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise ValueError(f"{PATIENCE_VARIABLE} is {text!r}; give seconds, such as 60")
-    return seconds
+    return seconds_of(PATIENCE_VARIABLE, PATIENCE, "seconds, such as 60")
 
 
 def patiently(call: Callable[[int], Result], client: Client) -> Result:

@@ -20,18 +20,6 @@ def read_files(paths: Iterable[str]) -> Iterator[ReadItem]:
         yield from read_structures(path)
 
 
-def chunks(items: Iterable[ReadItem], size: int) -> Iterator[list[ReadItem]]:
-    """Yield the items in lists of at most ``size``."""
-    batch: list[ReadItem] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def parse_targets(texts: Iterable[str]) -> dict[str, float]:
     """Return property -> value in its unit from ``bulk_modulus=350`` or ``K=350 GPa``.
 

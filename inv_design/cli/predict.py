@@ -8,8 +8,9 @@ import click
 
 from inv_design.cli import render
 from inv_design.cli.errors import CommandFailed
-from inv_design.cli.inputs import chunks, read_files
+from inv_design.cli.inputs import read_files
 from inv_design.cli.options import Settings, database_options, json_option
+from stores.scan import batches
 
 if TYPE_CHECKING:
     from inv_design.predictors.protocol import Predictor
@@ -49,7 +50,7 @@ def predict(settings: Settings, files: tuple[str, ...], model: str | None, prope
     records: list[dict[str, Any]] = []
     failed = 0
     with render.progress("Predict") as bar:
-        for batch in chunks(read_files(files), CHUNK):
+        for batch in batches(read_files(files), CHUNK):
             for record in predict_batch(predictor, label, batch, first=bar.done):
                 failed += record["error"] is not None
                 if settings.as_json:
