@@ -95,6 +95,7 @@ class Vasp(AtomateElastic):
                 "volume_change": last.structure.volume / first.input.structure.volume - 1,
                 "frames": [frame_of(run) for run in (last, *(run for run in runs if run not in relaxed))],
                 "code_version": last.calcs_reversed[0].vasp_version,
+                "potcars": [spec.titel for spec in last.calcs_reversed[0].input.potcar_spec or ()],
             }
         return record
 
@@ -105,7 +106,7 @@ class Vasp(AtomateElastic):
         return failure_of(error)
 
     def require(self) -> None:
-        """Raise RuntimeError unless VASP and the POTCARs are set up on this worker, and its INCAR is the protocol's."""
+        """Raise RuntimeError unless VASP, POTCARs and INCAR are right here and runs that do not converge fail."""
         import shlex
         import shutil
 
@@ -122,6 +123,11 @@ class Vasp(AtomateElastic):
             raise RuntimeError(
                 f"ATOMATE2_VASP_INCAR_UPDATES sets {', '.join(others)}, which the protocol does not know; take them "
                 f"out of the environment or ~/.atomate2.yaml (a worker may set {', '.join(sorted(PARALLEL))})"
+            )
+        if SETTINGS.VASP_HANDLE_UNSUCCESSFUL != "error":
+            raise RuntimeError(
+                f"ATOMATE2_VASP_HANDLE_UNSUCCESSFUL is {SETTINGS.VASP_HANDLE_UNSUCCESSFUL!r}, with which runs that did "
+                "not converge would become labels; take it out of the environment or ~/.atomate2.yaml"
             )
 
 

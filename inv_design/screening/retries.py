@@ -20,7 +20,7 @@ FAILURES = (*PASSING, *LASTING)
 ERRORS = {
     r"OutOfMemory|MemoryError|out of memory|Cannot allocate": "out_of_memory",
     r"worker process died|BrokenProcessPool": "killed",
-    r"No space left|Input/output error": "not_available",
+    r"No space left|Disk quota exceeded|Stale file handle|Input/output error": "not_available",
 }
 """Expression that an error's text matches -> the reason."""
 

@@ -61,6 +61,7 @@ def test_what_an_error_tells() -> None:
     assert reason_of("torch.OutOfMemoryError: CUDA out of memory. Tried") == "out_of_memory"
     assert reason_of("the worker process died twice (out of memory?)") == "out_of_memory"
     assert reason_of("OSError: [Errno 28] No space left on device") == "not_available"
+    assert reason_of("OSError: [Errno 122] Disk quota exceeded: 'gpaw.txt'") == "not_available"
     assert reason_of("ValueError: no such element") == "error"
     assert set(PASSING).isdisjoint(LASTING)
 

@@ -84,6 +84,11 @@ def test_a_worker_says_what_it_lacks(vasp: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RuntimeError, match=r"VASP_INCAR_UPDATES sets ENCUT, ISPIN, which .* may set .*NCORE"):
         Vasp().require()
     monkeypatch.setattr(ATOMATE2, "VASP_INCAR_UPDATES", {})
+    for accepting in (True, False):
+        monkeypatch.setattr(ATOMATE2, "VASP_HANDLE_UNSUCCESSFUL", accepting)
+        with pytest.raises(RuntimeError, match=f"VASP_HANDLE_UNSUCCESSFUL is {accepting}.* would become labels"):
+            Vasp().require()
+    monkeypatch.setattr(ATOMATE2, "VASP_HANDLE_UNSUCCESSFUL", "error")
     monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", None)
     with pytest.raises(RuntimeError, match="PMG_VASP_PSP_DIR is not set"):
         Vasp().require()
@@ -212,6 +217,7 @@ def test_a_flow_that_was_cut_off_goes_on_and_is_ingested_once(
     assert record["results"]["volume_per_atom"] == pytest.approx(3.59**3 / 4, rel=0.003)
     assert len(record["jobs"]) == len(set(record["jobs"])) == 5 + 6
     assert record["results"]["code_version"].endswith("stand-in")
+    assert [titel.split()[0] for titel in record["results"]["potcars"]] == ["PAW_PBE"]
     assert record["results"]["volume_change"] == pytest.approx((3.59 / 3.65) ** 3 - 1, abs=0.002)
     frames = record["results"]["frames"]  # the relaxed cell and the strained ones
     assert len(frames) == 1 + 6
