@@ -57,6 +57,7 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
     evaluated = sorted({e["round"] for e in database["evaluations"].find({"campaign": name}, {"round": 1})})
     for item in rounds:
         item["closed"] = item["round"] in evaluated
+    planned = (campaign.get("config") or {}).get("rounds")
     return {
         "campaign": name,
         "targets": campaign.get("targets", {}),
@@ -64,7 +65,8 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
         "unit": "GPa",
         "chemistry": (campaign.get("config") or {}).get("chemistry") or {},
         "database": connection.uri_redacted,
-        "rounds_planned": (campaign.get("config") or {}).get("rounds"),
+        "rounds_planned": planned,
+        "finished": planned is not None and set(range(planned + 1)) <= set(evaluated),
         "rounds": rounds,
         "freshness": fresh,
         "launchpad": launchpad_record(connection, name),

@@ -114,6 +114,7 @@ def reserve_one(campaign: Any) -> None:
 def check_result(campaign: Any) -> None:
     status = campaign.status()
     assert [r["round"] for r in status["rounds"] if r["closed"]] == list(range(status["rounds_planned"] + 1)) == [0, 1]
+    assert status["finished"] is True
     assert status["freshness"]["uncounted_candidates"] == 0
     assert set(status["launchpad"]["fireworks"]) == {"COMPLETED"}
     assert status["launchpad"]["failed"] == []
