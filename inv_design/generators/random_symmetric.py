@@ -5,28 +5,23 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pyxtal.crystal import random_crystal
 
 from inv_design.generators.baseline import Baseline
-from inv_design.generators.crystals import ELEMENTS, canonical_crystal, fit_atomic_volumes, padded_numbers
+from inv_design.generators.crystals import ELEMENTS, canonical_crystal
 from inv_design.generators.known_crystals import KnownCrystals
-from inv_design.generators.property_model import PropertyModel, count_elements
-from inv_design.generators.protocol import Capabilities, Condition, Sample
-from inv_design.generators.training import volumes_of
+from inv_design.generators.protocol import Condition, Sample
 from inv_design.structures.validity import metallic_radius
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pymatgen.core import Structure
     from pyxtal.symmetry import Group
 
-    from inv_design.generators.crystals import CanonicalCrystal
     from inv_design.generators.protocol import Progress
 
 SPACE_GROUPS = 230
@@ -75,68 +70,14 @@ class RandomSymmetric(Baseline):
     """
 
     name = "random_symmetric"
+    description = "Baseline: random crystals of random space groups (PyXtal), ranked by a composition model"
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = RandomSymmetricSettings(**settings)
-        self.last_statistics: dict[str, Any] = {}
-        self.property = "bulk_modulus_vrh"
-        self.values = np.zeros(0)
-        self._fitted = False
-
-    def fit(
-        self,
-        structures: Sequence[Structure],
-        values: Sequence[float],
-        *,
-        property: str = "bulk_modulus_vrh",
-        seed: int = 0,
-        budget: float | None = None,  # noqa: ARG002 - nothing here takes steps
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        """Learn the elements, the stoichiometries, atomic volumes and the property model."""
-        targets = _checked_values(structures, values)
-        self.property = property
-        self._take([canonical_crystal(structure) for structure in structures], targets, seed)
-        if progress is not None:
-            progress(1, 1, "property model")
-        return {"crystals": float(len(structures))}
-
-    def finetune(
-        self,
-        structures: Sequence[Structure],
-        values: Sequence[float],
-        *,
-        replay_structures: Sequence[Structure] = (),
-        replay_values: Sequence[float] = (),
-        seed: int = 0,
-        budget: float | None = None,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> dict[str, float]:
-        """Add crystals and refit; without a replay the old ones stay."""
-        self._need_fit()
-        targets = _checked_values(structures, values)
-        old, old_values = self.known.crystals[: len(self.values)], self.values
-        if len(replay_structures):
-            old_values = _checked_values(replay_structures, replay_values)
-            old = [canonical_crystal(structure) for structure in replay_structures]
-        before = self.known
-        new = [canonical_crystal(structure) for structure in structures]
-        self._take([*old, *new], np.concatenate([old_values, targets]), seed)
-        self._keep_known(before)
-        return {"crystals": float(len(self.values))}
-
-    def _take(self, crystals: list[CanonicalCrystal], values: np.ndarray, seed: int) -> None:
-        self.known, self.values = KnownCrystals(crystals), values
-        self.property_model = PropertyModel.fit(
-            count_elements(padded_numbers(crystals)), volumes_of(crystals), values, fit_atomic_volumes(crystals),
-            seed=seed,
-        )  # fmt: skip
-        self._fitted = True
+        super().__init__(RandomSymmetricSettings(**settings))
 
     def _stoichiometries(self) -> list[tuple[int, ...]]:
         """Return the numbers of atoms of each species of every training crystal's primitive cell, fewest first."""
-        crystals = self.known.crystals[: len(self.values)]
-        return [tuple(sorted(Counter(c.numbers.tolist()).values())) for c in crystals]
+        return [tuple(sorted(Counter(c.numbers.tolist()).values())) for c in self._learned()]
 
     def sample(self, n: int, condition: Condition, *, seed: int = 0, progress: Progress | None = None) -> list[Sample]:
         """Return ``n`` random crystals that are valid, new and different, fewer if the attempts run out."""
@@ -198,57 +139,6 @@ class RandomSymmetric(Baseline):
         number = next(number for number in order if _compatible(number, tuple(sorted(atoms))))
         made = _random_structure(number, numbers.tolist(), atoms, volume, settings=self.settings, rng=rng.spawn(1)[0])
         return made, number
-
-    def capabilities(self) -> Capabilities:
-        """Return the conditions, ranges and elements of this generator."""
-        from pymatgen.core import Element
-
-        present = self._elements() if self._fitted else []
-        return Capabilities(
-            conditions=(self.property,),
-            trainable=True,
-            ranges={self.property: (float(self.values.min()), float(self.values.max()))} if self._fitted else {},
-            description="Baseline: random crystals of random space groups (PyXtal), ranked by a composition model",
-            elements=tuple(sorted(Element.from_Z(z).symbol for z in present)),
-        )
-
-    def to_bytes(self) -> bytes:
-        """Return the fitted baseline as one safetensors blob."""
-        from inv_design.weights import pack
-
-        self._need_fit()
-        arrays, model_config = self.property_model.to_tensors()
-        config = {
-            "generator": self.name,
-            "settings": asdict(self.settings),
-            "property": self.property,
-            "property_model": model_config,
-        }
-        return pack(arrays | self.known.to_tensors() | {"values": self.values}, config)
-
-    @classmethod
-    def from_bytes(cls, blob: bytes) -> Self:
-        """Return the baseline of a blob."""
-        from inv_design.weights import unpack
-
-        tensors, config = unpack(blob)
-        if config.get("generator") != cls.name:
-            raise ValueError(f"the model file holds a {config.get('generator')!r}, not a {cls.name!r}")
-        made = cls(**config["settings"])
-        made.property, made.values = config["property"], tensors["values"]
-        made.known = KnownCrystals.from_tensors(tensors)
-        made.property_model = PropertyModel.from_tensors(tensors, config["property_model"])
-        made._fitted = True
-        return made
-
-
-def _checked_values(structures: Sequence[Structure], values: Sequence[float]) -> np.ndarray:
-    if len(structures) != len(values) or not len(structures):
-        raise ValueError(f"{len(structures)} structures and {len(values)} values; equally many, at least one, needed")
-    targets = np.array(values, dtype=float)
-    if not (np.isfinite(targets) & (targets > 0)).all():
-        raise ValueError("every value must be positive; the property model learns the logarithm")
-    return targets
 
 
 class _BoundedCrystal(random_crystal):
