@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from builders.candidates import LABEL_KINDS, LABEL_METHODS
-from builders.training_set import TRUST
+from builders.labels import is_label
 
 if TYPE_CHECKING:
     from inv_design.calculators.frames import Frame
@@ -23,10 +23,11 @@ class CampaignFrames:
 
 
 def campaign_frames(campaign: str) -> CampaignFrames:
-    """Return the frames of a campaign's completed stage-III calculations, one calculation per candidate structure.
+    """Return the frames of a campaign's completed labels (stage III), one calculation per candidate structure.
 
-    Of several calculations of a structure the most trusted method's newest one counts; distrusted and failed ones are
-    left out. See :func:`inv_design.calculators.frames.frames_of_calculation` for what a calculation holds.
+    Of several labels of a structure the newest one counts; distrusted and failed ones are left out, and what another
+    backend or other settings computed. :func:`inv_design.calculators.frames.frames_of_calculation` says what a
+    calculation holds.
     """
     from inv_design.calculators.frames import frames_of_calculation
     from stores.queries import structures_by_id
@@ -52,18 +53,23 @@ def campaign_frames(campaign: str) -> CampaignFrames:
 
 
 def _best(campaign: str) -> list[dict[str, Any]]:
-    """Return one stage-III calculation per candidate structure: completed first, then by trust, then the newest."""
-    from stores.documents import Calculation
+    """Return one label per candidate structure: completed before failed, then the newest."""
+    from inv_design.config import CampaignConfig
+    from stores.documents import Calculation, Campaign
     from stores.queries import candidates_of
 
+    registered = Campaign.objects(name=campaign).first()
+    if registered is None:
+        return []
+    stage = CampaignConfig.model_validate(registered.config).stages.dft
     ids = list(dict.fromkeys(candidate["structure_id"] for candidate in candidates_of(campaign)))
     groups: dict[str, list[Any]] = defaultdict(list)
     for document in Calculation.objects(structure_id__in=ids, kind__in=LABEL_KINDS, method__in=LABEL_METHODS):
-        groups[document.structure_id].append(document)
+        if is_label({"kind": document.kind, "method": document.method}, document.protocol, stage):
+            groups[document.structure_id].append(document)
 
-    def rank(document: Any) -> tuple[bool, int, str]:
-        newest = str(document.provenance.get("created_at"))
-        return document.state == "completed", -TRUST.index(document.method), newest
+    def rank(document: Any) -> tuple[bool, str]:
+        return document.state == "completed", str(document.provenance.get("created_at"))
 
     chosen = [max(group, key=rank) for group in groups.values()]
     return sorted((document.complete() for document in chosen), key=lambda record: record["calculation_id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,15 @@ def is_of_stage(protocol: Any, calculator: str, stage: MlipConfig) -> bool:
     """Return whether a calculation's protocol is that of stage II with a calculator.
 
     What a protocol does not say is not held against it: records of other programs may have none. Versions do not
-    count: of several the newest result does.
+    count: of several the newest result does. A file of weights is known by its name and, where it can be read here, by
+    what is in it.
     """
     protocol = protocol if isinstance(protocol, dict) else {}
-    named = protocol.get("calculator")
+    named, weights = protocol.get("calculator"), protocol.get("weights_sha256")
     if isinstance(named, dict):
-        named = named.get("calculator")
+        named, weights = named.get("calculator"), named.get("weights_sha256")
+    if weights is not None and (own := weights_of(calculator)) is not None and own != weights:
+        return False
     settings = {"fmax": stage.fmax, "max_steps": stage.max_steps, "keep_structure": dict(stage.keep_structure)}
     same = all(protocol.get(key, value) == value for key, value in settings.items())
     return same and named in {None, *names_of(calculator)}
@@ -52,3 +56,20 @@ def names_of(calculator: str) -> set[str]:
     """Return the names by which protocols know a calculator: its own, of a file the file's."""
     weights = {"model.safetensors"} if Path(calculator).is_dir() else set()
     return {calculator, Path(calculator).name, *weights}
+
+
+def weights_of(calculator: str) -> str | None:
+    """Return the SHA-256 of a calculator's file of weights; ``None`` if it is no file, or none of this machine."""
+    path = Path(calculator)
+    path = path / "model.safetensors" if path.is_dir() else path
+    try:
+        return _sha256_of(path, path.stat().st_mtime_ns) if path.is_file() else None
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _sha256_of(path: Path, _modified: int) -> str:
+    from inv_design.weights import sha256
+
+    return sha256(path.read_bytes())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from builders.base import CampaignBuilder, newest, one_line
 from builders.candidate_summary import PROPERTY
 from builders.candidates import LABEL_KINDS, LABEL_METHODS, damage
+from builders.labels import is_label
 from builders.training_members import training_set_ids
 from inv_design.datasets.training_set import split_of
 from inv_design.screening.quality import distrusted
@@ -26,8 +27,8 @@ LABELS = {"bulk_modulus_vrh": "GPa", "shear_modulus_vrh": "GPa"}
 """Labels that every training set carries, and their units; a campaign's further objectives and properties are added."""
 STRUCTURAL = ("density", "volume_per_atom", "cost")
 """Objectives that a crystal has of itself: no label of them is learned from."""
-TRUST = ("vasp", "gpaw", "surrogate")
-"""Methods of labels, the most trusted first."""
+FOREIGN = "not of this campaign's stage III: another backend, or other settings"
+"""Why a label of a candidate's crystal, by whomever, is not learned from."""
 LARGEST_LABEL = 500.0
 """GPa; a label above it (and above ``data.label_range``) is taken for a failed calculation."""
 
@@ -78,13 +79,17 @@ class TrainingSetBuilder(CampaignBuilder):
             number = last + 1 if self.round is None else self.round
             earlier = [c for c in sound if c["round"] < number]
             references = self._sound(self._references(name, config))
-            labels = self._sound(self._labels([c["structure_id"] for c in earlier]))
-            self.counts.read += len(references) + len(labels)
+            found = self._sound(self._labels([c["structure_id"] for c in earlier]))
+            self.counts.read += len(references) + len(found)
+            own = [is_label(record, record.pop("protocol", None), config.stages.dft) for record in found]
+            labels = [record for record, ours in zip(found, own, strict=True) if ours]
             ids = [r["structure_id"] for r in references]
             ids += [r.get("output_structure_id") or r["structure_id"] for r in labels]
             told = ("chemsys", "elements", "nsites")
-            found = self.fetch("structures", "structure_id", ids, properties=dict.fromkeys(("structure_id", *told), 1))
-            structures = {s["structure_id"]: s for s in found if all(s.get(name) for name in told)}
+            crystals = self.fetch(
+                "structures", "structure_id", ids, properties=dict.fromkeys(("structure_id", *told), 1)
+            )
+            structures = {s["structure_id"]: s for s in crystals if all(s.get(name) for name in told)}
             sets = training_set_ids(self.read["training_sets"], self.read["models"], name)
             parents = [i for k, group in sets.items() if k < number for i in group]
             yield {
@@ -94,6 +99,7 @@ class TrainingSetBuilder(CampaignBuilder):
                 "units": label_units(config),
                 "references": references,
                 "labels": labels,
+                "foreign": [_excluded(r, FOREIGN) for r, ours in zip(found, own, strict=True) if not ours],
                 "structures": structures,
                 "parent": parents[-1] if parents else None,
             }
@@ -119,7 +125,7 @@ class TrainingSetBuilder(CampaignBuilder):
                 "error": f"campaign {item['campaign']!r} has no label to learn from: none of {len(item['references'])} "
                 f"reference labels passes the data filter; ingest {source} or widen data.elements and label_range",
             }
-        return {**item, "error": None, "members": members, "excluded": excluded}
+        return {**item, "error": None, "members": members, "excluded": [*excluded, *item["foreign"]]}
 
     def write(self, items: list[Document]) -> int:
         """Insert what is new and remember the ids; a campaign without a training set has its error in the state.
@@ -187,7 +193,7 @@ class TrainingSetBuilder(CampaignBuilder):
                 "structure_id",
                 ids,
                 criteria=criteria,
-                properties={"protocol": 0, "results.elastic_tensor": 0},
+                properties={"results.elastic_tensor": 0},
             )
         )
 
@@ -238,14 +244,7 @@ def select_members(
         if reason is None:
             members[identity] = _member(record, identity, structures, units)
         else:
-            excluded.append(
-                {
-                    "structure_id": identity,
-                    "calculation_id": record["calculation_id"],
-                    "method": record["method"],
-                    "reason": reason,
-                }
-            )
+            excluded.append(_excluded(record, reason))
     return [members[i] for i in sorted(members)], excluded
 
 
@@ -284,18 +283,23 @@ def distrust(record: Mapping[str, Any], data: DataConfig) -> str | None:
 
 
 def _best_labels(labels: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return one label per candidate structure: completed before failed, the most trusted method, the newest."""
+    """Return one label per candidate structure: completed before failed, then the newest."""
     grouped: dict[str, list[Document]] = defaultdict(list)
     for record in labels:
         grouped[record["structure_id"]].append(dict(record))
     best: list[Mapping[str, Any]] = []
     for group in grouped.values():
         completed = [r for r in group if r.get("state") == "completed"]
-        methods = sorted({r["method"] for r in completed or group}, key=TRUST.index)
-        chosen = newest(r for r in completed or group if r["method"] == methods[0])
+        chosen = newest(completed or group)
         if chosen is not None:
             best.append(chosen)
     return best
+
+
+def _excluded(record: Mapping[str, Any], reason: str) -> Document:
+    identity = record.get("output_structure_id") or record["structure_id"]
+    kept = {key: record[key] for key in ("calculation_id", "method")}
+    return {"structure_id": identity, **kept, "reason": reason}
 
 
 def _member(

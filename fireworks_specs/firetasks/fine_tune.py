@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from builders.mlip_training_set import CampaignFrames
     from fireworks_specs.firetasks.base import CampaignTask
     from inv_design.calculators.finetune import FinetuneSettings
-    from inv_design.config import CampaignConfig
+    from inv_design.config import CampaignConfig, DftConfig
     from stores.documents.model import Model
 
 LOG = logging.getLogger("inv_design")
@@ -140,7 +140,9 @@ def judge_as_before(task: CampaignTask) -> None:
         return
     where: dict[str, Any] = {"kind": "elastic", "method": "mlip", "protocol": mlip_protocol(config)}
     with Claims(campaign=campaign, stage="compare") as claims:
-        for todo in to_compute(claims, labelled_structures(campaign, number), "elastic", where["protocol"]):
+        for todo in to_compute(
+            claims, labelled_structures(campaign, number, config.stages.dft), "elastic", where["protocol"]
+        ):
             structures = structures_by_id(todo)
             ids = [i for i in todo if i in structures]
             records = map_structures(
@@ -157,15 +159,14 @@ def judge_as_before(task: CampaignTask) -> None:
                 report(f"round {number}: compare with {stage.calculator}", done, len(ids))
 
 
-def labelled_structures(campaign: str, number: int) -> list[str]:
-    """Return the structure ids of a round's candidates that stage III has a value for."""
-    from builders.candidates import LABEL_KINDS, LABEL_METHODS
+def labelled_structures(campaign: str, number: int, stage: DftConfig) -> list[str]:
+    """Return the structure ids of a round's candidates that have a label of the campaign's stage III."""
+    from builders.labels import is_label, label_kind
     from stores.documents.calculation import Calculation
     from stores.queries import candidates_of
 
     ids = list(dict.fromkeys(candidate["structure_id"] for candidate in candidates_of(campaign, number)))
-    found = Calculation.objects(
-        structure_id__in=ids, kind__in=LABEL_KINDS, method__in=LABEL_METHODS, state="completed"
-    ).scalar("structure_id")
-    known = set(found)
+    by = {"kind": label_kind(stage), "method": stage.backend}
+    found = Calculation.objects(structure_id__in=ids, state="completed", **by).only("structure_id", "protocol")
+    known = {document.structure_id for document in found if is_label(by, document.protocol, stage)}
     return [i for i in ids if i in known]

@@ -460,15 +460,27 @@ def test_training_set_filter_labels_exclusions_and_identity(db):
     assert build_training_set(NAME, 0) == first  # labels of round 0 belong to round 1
 
 
-def test_dft_labels_are_preferred_to_the_surrogates(db):
+def test_only_labels_of_the_campaigns_own_stage_are_learned_from(db):
+    from builders.mlip_training_set import campaign_frames
+    from fireworks_specs.firetasks.fine_tune import labelled_structures
     from stores.documents import TrainingSet
 
-    start()
-    (identity,) = add([b2("Re", "Ru")])
-    label(db, identity, 300.0)
-    label(db, identity, 340.0, method="gpaw")
+    config = start(wanted(stages={"dft": {"backend": "gpaw", "gpaw": {"kind": "eos"}}}))
+    both, rehearsed = add([b2("Re", "Ru"), b2("Re", "W")])
+    label(db, both, 340.0, method="gpaw", protocol={"cutoff": 550.0})
+    label(db, both, 300.0, method="gpaw", protocol_id="p-coarse", protocol={"cutoff": 250.0})  # newer
+    label(db, rehearsed, 310.0)
     document = TrainingSet.objects(training_set_id=build_training_set(NAME, 1)).first()
     assert document.labels_by_method == {"reference": 3, "gpaw": 1}
+    learned = {m["structure_id"]: m["labels"]["bulk_modulus_vrh"]["value"] for m in document.load_members()}
+    assert learned[structure_of(db, both)] == 340.0
+    assert sorted((e["method"], e["reason"].split(":")[0]) for e in document.excluded) == [
+        ("gpaw", "not of this campaign's stage III"),
+        ("surrogate", "not of this campaign's stage III"),
+    ]
+    assert labelled_structures(NAME, 0, config.stages.dft) == [structure_of(db, both)]
+    frames = campaign_frames(NAME)
+    assert len(frames.calculation_ids) + len(frames.left_out) == 1
 
 
 def test_a_surrogates_label_is_no_label_of_a_dft_campaign(db):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,8 +25,6 @@ from stores.provenance import provenance
 from stores.records import insert_calculation, insert_campaign, insert_candidate, insert_prediction, insert_structure
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from stores.connection import Connection
 
 NAME = "tuned"
@@ -196,6 +195,9 @@ def test_which_protocols_are_of_a_stage(config: CampaignConfig) -> None:
     assert not is_of_stage(own, "mace-alloy-small", stage)
     assert not is_of_stage(own | {"max_steps": 7}, stage.calculator, stage)
     assert is_of_stage(own | {"version": "0.0"}, stage.calculator, stage)
+    other = own | {"calculator": own["calculator"] | {"weights_sha256": "0" * 64}}  # another file of the same name
+    assert not is_of_stage(other, stage.calculator, stage)
+    assert is_of_stage(other, f"/not/on/this/machine/{Path(stage.calculator).name}", stage)
 
 
 def test_the_first_model_of_a_round_is_its_potential() -> None:
