@@ -27,6 +27,7 @@ from inv_design.calculators.gpaw_settings import (
     is_magnetic,
     k_grid,
     starting_moments,
+    use_packaged_setups,
 )
 
 if TYPE_CHECKING:
@@ -242,17 +243,20 @@ class GpawProcess:
         return numbers | {"iterations": last_iterations(self.folder / LOG_FILE)}
 
     def _start(self) -> None:
-        """Start the process and wait until it answers: MPI runs then, GPAW is imported and accepts its settings."""
+        """Start the process and wait until it answers: MPI runs then, GPAW is imported and accepts its settings.
+
+        On each rank, with no other data sets than gpaw-data's: see :func:`~.gpaw_settings.use_packaged_setups`.
+        """
         try:
             self.calculator.__enter__()  # close() leaves it
             protocol: Any = self.calculator.protocol
             protocol.send("callfunction")
-            protocol.send((int, (), {}))
+            protocol.send((use_packaged_setups, (), {}))
             protocol.recv()
         except PIPE_ERRORS as error:
             cause = self._cause_of_death()
             raise (NotStarted(f"GPAW did not start: {cause}") if type(cause) is RuntimeError else cause) from error
-        except (FileNotFoundError, PermissionError) as error:
+        except (FileNotFoundError, PermissionError, ImportError) as error:
             raise NotStarted(f"GPAW did not start: {one_line(error)}") from error
 
     def close(self) -> None:
