@@ -10,9 +10,10 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fireworks_specs.recovery import ACTIVE_STATES, recover
+from fireworks_specs.registration import is_registered, refuse_unknown_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,6 @@ LOG = logging.getLogger(__name__)
 
 SAY_SECONDS = (5.0, 60.0)
 """A run says for whom it waits: first after, then every."""
-_SETTINGS_THAT_MAY_CHANGE = ("rounds", "database", "password_file")
 
 
 class CampaignFailed(RuntimeError):  # noqa: N818
@@ -49,43 +49,20 @@ def register_campaign(config: CampaignConfig, *, progress: Callable[[int, int, s
 
     Raises
     ------
+    ConfigError
+        If it is new, and its generator, predictor or a calculator has a name that nobody can know.
     ValueError
         If the database holds a campaign of that name with other settings.
     """
-    from inv_design.config import CampaignConfig
-    from stores.documents.campaign import Campaign
     from stores.provenance import provenance
     from stores.records import insert_campaign
 
-    stored = Campaign.objects(name=config.name).first()
-    plain = config.model_dump(mode="json")
-    if stored is not None:
-        # validated, so that a key which is newer than the campaign counts as its default
-        before = CampaignConfig.model_validate(stored.to_mongo().to_dict()["config"])
-        changed = changed_settings(before.model_dump(mode="json"), plain)
-        if changed:
-            raise ValueError(
-                f"campaign {config.name!r} is in the database with other settings ({'; '.join(changed)}): "
-                "undo the change, or choose another name for a new campaign"
-            )
+    if is_registered(config):
         return
+    refuse_unknown_names(config)  # what is inserted stays
     ingest_data(config, progress=progress)
-    kept = {key: value for key, value in plain.items() if key != "password_file"}
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key != "password_file"}
     insert_campaign(config.name, kept, targets=config.targets, provenance=provenance())
-
-
-def changed_settings(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the settings that differ, as ``key old -> new``; rounds and the database's address may."""
-    changed = []
-    for key in sorted(stored.keys() | new.keys()):
-        old_value, new_value = stored.get(key), new.get(key)
-        if not prefix and key in _SETTINGS_THAT_MAY_CHANGE:
-            continue
-        if isinstance(old_value, dict) and isinstance(new_value, dict):
-            changed += changed_settings(old_value, new_value, f"{prefix}{key}.")
-        elif old_value != new_value:
-            changed.append(f"{prefix}{key} {old_value!r} -> {new_value!r}")
-    return changed
 
 
 def ingest_data(config: CampaignConfig, *, progress: Callable[[int, int, str], None] | None = None) -> None:
@@ -196,21 +173,41 @@ def work_in_progress(launchpad: LaunchPad, campaign: str) -> bool:
     return launchpad.fireworks.find_one(query, {"fw_id": 1}) is not None
 
 
-def launch(connection: Connection, config: CampaignConfig, *, rounds: int | None = None) -> int:
+def launch(
+    connection: Connection,
+    config: CampaignConfig,
+    *,
+    rounds: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> int:
     """Put the campaign's next step on the launchpad unless it has work there; return the number of workflows added.
 
     Work of dead workers is given up first. The workflows put what follows on the launchpad themselves, so that workers
-    need nothing but ``rlaunch``.
+    need nothing but ``rlaunch``. ``progress`` is told what is ingested.
     """
     launchpad = connection.launchpad()
-    register_campaign(config)
+    register_campaign(config, progress=progress)
     recover(launchpad, config.name, everything=False, failed=False)
     if _active(launchpad, config.name):
         return 0
     return advance(launchpad, config.name, config, rounds=config.rounds if rounds is None else rounds, force=True)
 
 
-def write_workflows(config: CampaignConfig, path: Path, *, rounds: int | None = None) -> int:
+def nothing_added(connection: Connection, campaign: str, rounds: int) -> str:
+    """Return why :func:`launch` added nothing."""
+    if _active(connection.launchpad(), campaign):
+        return "the campaign has work on the launchpad; workers take it with rlaunch or qlaunch"
+    closed = "its round 0 is" if rounds == 0 else f"all its rounds, 0 to {rounds}, are"
+    return f"{closed} closed: the campaign is finished; more rounds with --rounds {rounds + 1}"
+
+
+def write_workflows(
+    config: CampaignConfig,
+    path: Path,
+    *,
+    rounds: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> int:
     """Write the next step's workflows to a YAML file that ``lpad add`` accepts; return how many.
 
     ``lpad add`` takes one workflow per file, so that several become one workflow of independent chains.
@@ -220,7 +217,7 @@ def write_workflows(config: CampaignConfig, path: Path, *, rounds: int | None = 
     from fireworks_specs.steps import next_step
     from fireworks_specs.workflows import step_workflows
 
-    register_campaign(config)
+    register_campaign(config, progress=progress)
     last = config.rounds if rounds is None else rounds
     step = next_step(config.name, config, rounds=last)
     if step is None:

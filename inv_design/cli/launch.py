@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import click
 from inv_design.cli.launch_calculations import calculation_command
 from inv_design.cli.options import Settings, database_options, json_option
 from inv_design.cli.render import json_document, say
+from inv_design.cli.run import RunDisplay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,19 +59,23 @@ def launch(ctx: click.Context, rounds: int | None, output: Path | None) -> None:
 
     settings: Settings = ctx.obj
     config = settings.load_config()
-    with open_database(settings) as connection:
+    last = config.rounds if rounds is None else rounds
+    display = RunDisplay()
+    with open_database(settings) as connection, closing(display):
+        ingesting = partial(display.report, "Ingest reference data")
         if output is not None:
-            count = execution.write_workflows(config, output, rounds=rounds)
+            count = execution.write_workflows(config, output, rounds=last, progress=ingesting)
         else:
-            count = execution.launch(connection, config, rounds=rounds)
+            count = execution.launch(connection, config, rounds=last, progress=ingesting)
+        why = "" if count else execution.nothing_added(connection, config.name, last)
     if settings.as_json:
         json_document({"campaign": config.name, "workflows": count, "output": str(output) if output else None})
+    elif why:
+        say(f"nothing {'written' if output else 'added'}: {why}")
     elif output is not None:
         say(f"{count} workflows written to {output}; add them with: inv-design lpad add {output}")
-    elif count:
-        say(f"{count} workflows added; workers take them with rlaunch or qlaunch, this process would with `run`")
     else:
-        say("nothing added: the campaign has work on the launchpad, or all its rounds are closed")
+        say(f"{count} workflows added; workers take them with rlaunch or qlaunch, this process would with `run`")
 
 
 launch.add_command(calculation_command("relax", "Relax positions and cells of crystals with a potential."))

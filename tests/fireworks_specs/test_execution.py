@@ -9,7 +9,7 @@ import pytest
 from fireworks_specs import execution
 from fireworks_specs.steps import Step, next_step
 from fireworks_specs.workflows import step_workflows
-from inv_design.config import CampaignConfig
+from inv_design.config import CampaignConfig, ConfigError
 from stores.workers import this_worker
 
 if TYPE_CHECKING:
@@ -140,6 +140,35 @@ def test_changed_settings_are_refused_by_name(embedded_connection: Connection) -
         execution.register_campaign(changed)
 
 
+def stages(**calculators: str) -> dict[str, Any]:
+    found = small().model_dump()["stages"]
+    return found | {stage: found[stage] | {"calculator": name} for stage, name in calculators.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"generator": {"name": "con_cdva"}}, r"generator\.name: no generator 'con_cdva' is installed"),
+        ({"stages": {"predictor": {"model": "cgcn"}}}, r"stages\.predictor\.model: no predictor is called 'cgcn'"),
+        ({"stages": stages(mlip="mace-aloy-small")}, r"stages\.mlip\.calculator: unknown calculator 'mace-aloy-small'"),
+        ({"stages": stages(dft="chgnett")}, r"stages\.dft\.calculator: unknown calculator 'chgnett'"),
+        ({"stages": stages(mlip="mace/own.model")}, r"stages\.mlip\.calculator: .*is a pickle"),
+    ],
+)
+def test_a_name_that_nobody_knows_is_refused_before_anything_is_written(
+    embedded_connection: Connection, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        execution.launch(embedded_connection, small(**changes))
+    for name in ("campaigns", "structures", "fireworks"):
+        assert embedded_connection.db[name].count_documents({}) == 0
+
+
+@pytest.mark.parametrize("name", ["elsewhere.potential:make", "/scratch/own.safetensors", "m-" + 20 * "0", "/nets/own"])
+def test_a_calculator_that_only_the_workers_may_have_is_launched(embedded_connection: Connection, name: str) -> None:
+    assert execution.launch(embedded_connection, small(stages=stages(mlip=name))) == 2
+
+
 def test_two_workers_that_derive_the_same_step_add_it_once(connection: Connection) -> None:
     config = small()
     launchpad = connection.launchpad()
@@ -175,7 +204,8 @@ def test_another_hosts_firework_is_left_alone(embedded_connection: Connection) -
 
 
 def test_a_step_that_keeps_failing_stops_with_its_reason(embedded_connection: Connection) -> None:
-    config = small(generator={"name": "nonesuch", "samples_per_round": 6})
+    generator = small().model_dump()["generator"] | {"settings": {"nonesuch": 1}}
+    config = small(generator=generator)
     with pytest.raises(execution.CampaignFailed, match=r"round 0, step train: .*nonesuch"):
         execution.run(embedded_connection, config)
 
