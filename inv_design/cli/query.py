@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inv_design.cli import render
+from inv_design.cli.crystals import crystal_of, crystal_option, load_crystals, with_crystals
 from inv_design.cli.errors import NothingMatched
 from inv_design.cli.filters import element_filter, option, place_filter, sort_keys, where_filter
 from inv_design.cli.options import Settings, campaign_options, json_option
@@ -64,6 +65,7 @@ COUNTED = 1000
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File, or folder for CIF.  [default: standard output]"
 )
+@crystal_option
 @json_option
 @campaign_options
 @click.pass_obj
@@ -86,6 +88,7 @@ def query(
     after: str | None,
     form: str | None,
     output: Path | None,
+    crystal: str,
 ) -> None:
     """List candidates that match conditions.
 
@@ -136,7 +139,7 @@ def query(
         if form == "json" and output is None:
             render.json_document([])
         raise NothingMatched(nothing(name, wanted, skip, after))
-    write(documents, form, output, columns=columns)
+    write(documents, form, output, columns=columns, crystal=crystal)
     if more:
         render.say(more)
 
@@ -191,11 +194,15 @@ def nothing(campaign: str, wanted: dict[str, Any], skip: int, after: str | None)
     return f"no candidate matches; campaign {campaign!r} has {total}"
 
 
-def write(documents: list[dict[str, Any]], form: str, output: Path | None, *, columns: Sequence[str] = ()) -> None:
+def write(
+    documents: list[dict[str, Any]], form: str, output: Path | None, *, columns: Sequence[str] = (), crystal: str
+) -> None:
     """Write summaries in a format to a file or to standard output; a table has further ``columns``."""
     if form in ("extxyz", "cif"):
-        write_crystals(documents, form, output)
-    elif output is None:
+        write_crystals(documents, form, output, crystal=crystal)
+        return
+    documents = with_crystals(documents, crystal)
+    if output is None:
         _write_text(documents, form, sys.stdout, columns=columns)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -225,23 +232,23 @@ def show_table(documents: list[dict[str, Any]], *, fields: Sequence[str] = ()) -
     further = {f.removeprefix("properties."): f for f in fields if not f.endswith("bulk_modulus_vrh")}
     fronts = ("front",) if fields else ()
     columns = (
-        "id", "formula", "K (GPa)", "by", *further, *fronts, "stage", "status", "round", "space group", "Born",
-        "reason",
+        "id", "formula", "K (GPa)", "by", *further, *fronts, "stage", "status", "round", "space group",
+        "crystal", "Born", "reason",
     )  # fmt: skip
     rows = [
         (
             d.get("candidate_id"), d.get("formula"), modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"),
             *(number(number_at(d, field)) for field in further.values()), *(d.get("pareto_rank") for _ in fronts),
-            d.get("stage"), d.get("status"), d.get("round"), spacegroup(d), d.get("born_stable"), d.get("reason"),
+            d.get("stage"), d.get("status"), d.get("round"), spacegroup(d.get("crystal_spacegroup")),
+            d["crystal"], d.get("born_stable"), d.get("reason"),
         )
         for d in documents
     ]  # fmt: skip
     render.table(rows, columns, right=("round", "K (GPa)", *further, *fronts), cut="reason")
 
 
-def spacegroup(document: dict[str, Any]) -> str:
-    """Return symbol and number of a summary's space group."""
-    group = document.get("spacegroup")
+def spacegroup(group: Any) -> str:
+    """Return symbol and number of a space group as ``structures`` has it, or ``-``."""
     if isinstance(group, dict):
         return f"{group.get('symbol', '?')} ({group.get('number', '?')})" if group else "-"
     return str(group) if group else "-"
@@ -273,7 +280,9 @@ def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return row
 
 
-def write_crystals(documents: Sequence[dict[str, Any]], form: str, output: Path | None) -> None:
+def write_crystals(
+    documents: Sequence[dict[str, Any]], form: str, output: Path | None, *, crystal: str = "relaxed"
+) -> None:
     """Write the crystals of summaries with their ids and key numbers, in order."""
     import tempfile
 
@@ -286,8 +295,15 @@ def write_crystals(documents: Sequence[dict[str, Any]], form: str, output: Path 
             f"{output} does not fit --format {form}; end it in {' or '.join(a or '(no suffix)' for a in allowed)}",
             param_hint="-o",
         )
-    crystals = load_crystals([d["structure_id"] for d in documents])
-    pairs = [(crystals[d["structure_id"]], key_numbers(d)) for d in documents if d["structure_id"] in crystals]
+    chosen = [crystal_of(d, crystal) for d in documents]
+    crystals = load_crystals([c["crystal_structure_id"] for c in chosen])
+    pairs = [
+        (crystals[c["crystal_structure_id"]], {**key_numbers(d), **{k: v for k, v in c.items() if v is not None}})
+        for d, c in zip(documents, chosen, strict=True)
+        if c["crystal_structure_id"] in crystals
+    ]
+    if missing := len(documents) - len(pairs):
+        render.say(f"warning: {missing} crystals are not in this database and are left out")
     if output is not None:
         render.say(f"wrote {write_structures(output, pairs)} crystals to {output}")
         return
@@ -295,17 +311,6 @@ def write_crystals(documents: Sequence[dict[str, Any]], form: str, output: Path 
         path = Path(folder) / "candidates.extxyz"
         write_structures(path, pairs)
         sys.stdout.write(path.read_text())
-
-
-def load_crystals(structure_ids: Sequence[str]) -> dict[str, Any]:
-    """Return structure_id -> pymatgen Structure, as generated."""
-    from stores.documents import Structure
-
-    found: dict[str, Any] = {}
-    for start in range(0, len(structure_ids), 500):
-        for document in Structure.objects(structure_id__in=list(structure_ids[start : start + 500])):
-            found[document.structure_id] = document.to_pymatgen()
-    return found
 
 
 def key_numbers(document: dict[str, Any]) -> dict[str, Any]:

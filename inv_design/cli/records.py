@@ -53,7 +53,7 @@ def full_id(text: str) -> str:
 
 
 def candidate_of(text: str) -> dict[str, Any]:
-    """Return the summary of a candidate, given by its id, its structure's id or the start of either.
+    """Return the summary of a candidate, given by its id, its generated or relaxed structure's, or the start of one.
 
     Raises
     ------
@@ -68,12 +68,15 @@ def candidate_of(text: str) -> dict[str, Any]:
         found = [
             d["candidate_id"] for d in database["candidates"].find({"structure_id": identity}, {"candidate_id": 1})
         ]
+        verb = "was generated"
+        if not found:
+            found, verb = relaxed_to(identity), "was relaxed to"
         if not found:
             raise LookupError(
                 f"{identity} is no candidate's structure; `inv-design lineage {identity}` shows what it is"
             )
         if len(found) > 1:
-            raise LookupError(f"{identity} was generated {len(found)} times: {', '.join(found[:SHOWN])}; choose one")
+            raise LookupError(f"{identity} {verb} {len(found)} times: {', '.join(found[:SHOWN])}; choose one")
         identity = found[0]
     if not identity.startswith("c-"):
         raise LookupError(f"{identity} is no candidate; `inv-design lineage {identity}` shows what it is")
@@ -81,3 +84,20 @@ def candidate_of(text: str) -> dict[str, Any]:
     if summary is None:
         raise LookupError(f"{identity} has no summary yet; it is made when the round goes on")
     return dict(summary)
+
+
+def relaxed_to(identity: str) -> list[str]:
+    """Return the ids of the candidates that a stage relaxed to a structure, in order."""
+    from stores.connection import current
+
+    database = current().db
+    found = database["calculations"].find({"output_structure_id": identity}, {"structure_id": 1})
+    # of equal crystals only the one that was judged: the others are its duplicates
+    summaries = database["candidate_summaries"].find(
+        {"structure_id": {"$in": sorted({c["structure_id"] for c in found})}}, {"candidate_id": 1, "stages": 1}
+    )
+    return sorted(
+        s["candidate_id"]
+        for s in summaries
+        if any((record or {}).get("output_structure_id") == identity for record in (s.get("stages") or {}).values())
+    )

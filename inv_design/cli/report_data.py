@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inv_design.cli.crystals import crystal_text, load_crystals, with_crystals
 from inv_design.cli.trust_data import collect_trust, label_name
 from inv_design.metrics.elements import STAGE_NAMES, warning_lines
 from inv_design.report.data import (
@@ -101,7 +102,7 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
         pareto=pareto_points(summaries, config.objectives),
         reliability=reliabilities(predictor, summaries),
         trust=collect_trust(database, config, tolerance=hit_window(config)),
-        best=best_candidates(database, summaries, methods),
+        best=best_candidates(summaries, methods),
         provenance=provenance(connection, campaign, config, models),
     )
 
@@ -419,7 +420,7 @@ def element_sets(summaries: Iterable[Record]) -> dict[int, list[list[str]]]:
     return dict(sorted(found.items()))
 
 
-def best_candidates(database: Any, summaries: Iterable[Record], methods: dict[str, str]) -> list[BestCandidate]:
+def best_candidates(summaries: Iterable[Record], methods: dict[str, str]) -> list[BestCandidate]:
     """Return the candidates nearest to the target: hits first, then those that no stage has rejected."""
     rank = {("dft", "passed"): 0, ("dft", "waiting"): 1, ("mlip", "waiting"): 2}
     open_ones = [
@@ -429,40 +430,25 @@ def best_candidates(database: Any, summaries: Iterable[Record], methods: dict[st
     distinct: dict[str, Record] = {}
     for summary in ordered:
         distinct.setdefault(summary["structure_id"], summary)
-    chosen = list(distinct.values())[:BEST]
-    crystals = load_crystals([shown_structure(s) for s in chosen])
-    groups = {
-        d["structure_id"]: d["spacegroup"]
-        for d in database["structures"].find(
-            {"structure_id": {"$in": list(crystals)}}, {"structure_id": 1, "spacegroup": 1}
-        )
-    }
+    chosen = with_crystals(list(distinct.values())[:BEST])
+    crystals = load_crystals([s["crystal_structure_id"] for s in chosen])
     found = []
     for summary in chosen:
-        identity = shown_structure(summary)
-        group = groups.get(identity) or summary.get("spacegroup") or {}
+        group = summary.get("crystal_spacegroup") or {}
         found.append(
             BestCandidate(
                 id=summary["candidate_id"],
                 formula=summary["formula"],
-                structure=crystals.get(identity),
+                structure=crystals.get(summary["crystal_structure_id"]),
                 numbers=stage_numbers(summary, methods),
                 round=summary["round"],
                 spacegroup=f"{group['symbol']} ({group['number']})" if group else "",
+                crystal=crystal_text(summary),
                 born_stable=summary.get("born_stable"),
                 flags=list(summary.get("flags") or []),
             )
         )
     return found
-
-
-def shown_structure(summary: Record) -> str:
-    """Return the id of the crystal to show: relaxed by the last stage that did, else as generated."""
-    for stage in ("dft", "mlip"):
-        identity = ((summary.get("stages") or {}).get(stage) or {}).get("output_structure_id")
-        if identity:
-            return str(identity)
-    return str(summary["structure_id"])
 
 
 def stage_numbers(summary: Record, methods: dict[str, str]) -> list[StageNumber]:
@@ -475,20 +461,6 @@ def stage_numbers(summary: Record, methods: dict[str, str]) -> list[StageNumber]
         if stage == "mlip" and record.get("shear_modulus_vrh") is not None:
             numbers.append(StageNumber(stage, method, float(record["shear_modulus_vrh"]), None, "shear_modulus_vrh"))
     return numbers
-
-
-def load_crystals(ids: Sequence[str]) -> dict[str, Any]:
-    """Return structure id -> pymatgen Structure for the ids that the database has."""
-    from inv_design.structures.files import structure_from_dict
-    from stores.documents import Structure
-
-    collection = Structure._get_collection()
-    found = {}
-    for start in range(0, len(ids), 500):
-        batch = {"structure_id": {"$in": list(ids[start : start + 500])}}
-        for document in collection.find(batch, {"structure_id": 1, "structure": 1}):
-            found[document["structure_id"]] = structure_from_dict(document["structure"])
-    return found
 
 
 def provenance(

@@ -203,7 +203,13 @@ class StageNumber:
 
 @dataclass
 class BestCandidate:
-    """A candidate for the table of the best: its crystal and the numbers of each stage."""
+    """A candidate for the table of the best: its crystal and the numbers of each stage.
+
+    Attributes
+    ----------
+    structure, spacegroup
+        Of the crystal that ``crystal`` names: ``relaxed by vasp``, ``generated``.
+    """
 
     id: str
     formula: str
@@ -214,6 +220,7 @@ class BestCandidate:
     born_stable: bool | None = None
     e_above_hull: float | None = None
     flags: list[str] = field(default_factory=list)
+    crystal: str = ""
 
     @property
     def judged(self) -> StageNumber | None:

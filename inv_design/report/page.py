@@ -285,7 +285,8 @@ def _best(data: ReportData) -> str:
     rows = "".join(_best_row(c, data) for c in data.best)
     return (
         f"<h2>Best candidates</h2><p class='note'>Nearest to {data.target:g} GPa by the most trusted method each one "
-        "has. Every number names its method.</p>"
+        "has. Every number names its method. Picture, space group and cell are of the crystal that the last of its "
+        "moduli belongs to.</p>"
         '<table class="best"><thead><tr><th></th><th>Crystal</th><th>Space group</th><th>Cell (Å)</th>'
         "<th>K, I · predictor (GPa)</th><th>K, II · MLIP (GPa)</th><th>K, III · label (GPa)</th>"
         f"<th>Born</th><th>Flags</th></tr></thead><tbody>{rows}</tbody></table>"
@@ -309,10 +310,11 @@ def _best_row(item: BestCandidate, data: ReportData) -> str:
         if item.e_above_hull is not None
         else ""
     )
+    crystal = f'<span class="method">{escape(item.crystal)}</span>' if item.crystal else ""
     return (
         f'<tr><td>{picture}</td><td><span class="formula">{_formula(item.formula)}</span>'
         f'<span class="method">{dots}· round {item.round}</span><span class="id">{escape(item.id)}</span></td>'
-        f"<td>{escape(item.spacegroup) or '-'}{hull}</td><td class='cell'>{cell}</td>{stages}"
+        f"<td>{escape(item.spacegroup) or '-'}{crystal}{hull}</td><td class='cell'>{cell}</td>{stages}"
         f"<td>{born}</td><td>{flags}</td></tr>"
     )
 
