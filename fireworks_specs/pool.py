@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
+
+LOG = logging.getLogger(__name__)
 
 _pool: ProcessPoolExecutor | None = None
 CHUNK = 8
@@ -56,23 +59,32 @@ def map_structures(
     Each worker process gets chunks of ``CHUNK`` crystals if the calculator evaluates batches, else one by one: a
     process that is killed loses its running chunk at most. Dead workers as in :func:`map_unordered`. Where batches are
     evaluated on a GPU, this process does it all: they are larger there, and each process would need its own memory.
+
+    A process under which a GPU failed has lost it for good. A worker ends then, and counts as dead; what this process
+    has not finished is computed in a process of its own, one crystal at a time.
     """
     from inv_design.calculators.registry import runs_on_gpu, supports_batches
+    from inv_design.mechanics.evaluate import DeviceLost
 
+    arguments = [{"structure": s, "calculator": calculator, **options} for s in structures]
     if (workers := worker_count()) == 1 or len(structures) <= 1 or runs_on_gpu(calculator):
-        yield from measure(structures, calculator=calculator, **options)
+        left = list(range(len(structures)))
+        try:
+            for index, record in measure(structures, calculator=calculator, **options):
+                left.remove(index)
+                yield index, record
+        except DeviceLost as error:
+            LOG.warning("%s; %d crystals are computed in another process", error, len(left))
+        yield from _map_alone(measure, arguments, left, window=1)
         return
     size = min(CHUNK, -(-len(structures) // workers)) if supports_batches(calculator) else 1
     chunks = [list(range(i, min(i + size, len(structures)))) for i in range(0, len(structures), size)]
-    arguments = [{"structure": s, "calculator": calculator, **options} for s in structures]
     yield from _map_chunks(measure, arguments, chunks)
 
 
 def _map_chunks(
     function: Callable[..., Any], arguments: Sequence[dict[str, Any]], chunks: list[list[int]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    from inv_design.mechanics.stages import failed
-
     todo = {index for chunk in chunks for index in chunk}
     futures: dict[Future[list[Any]], list[int]] = {}
     try:
@@ -88,9 +100,17 @@ def _map_chunks(
         for future in futures:
             future.cancel()
         raise
-    left, window = sorted(todo), worker_count()
-    for start in range(0, len(left), window):  # as many at a time as there are workers
-        part = left[start : start + window]
+    yield from _map_alone(function, arguments, sorted(todo), window=worker_count())
+
+
+def _map_alone(
+    function: Callable[..., Any], arguments: Sequence[dict[str, Any]], left: Sequence[int], *, window: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (index, result) of what is left after a process died, ``window`` of them at a time."""
+    from inv_design.mechanics.stages import failed
+
+    for start in range(0, len(left), window):
+        part = list(left[start : start + window])
         alone = {}
         try:
             alone = {_executor().submit(_run_chunk, function, [arguments[index]]): index for index in part}
@@ -114,14 +134,23 @@ def _map_chunks(
 
 
 def _run_chunk(function: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
-    """Return the results of one chunk, in its order; of a function for many crystals by one call."""
+    """Return the results of one chunk, in its order; of a function for many crystals by one call.
+
+    The process ends where its GPU failed: the next one has it anew.
+    """
     from inspect import isgeneratorfunction
 
-    if not isgeneratorfunction(function):
-        return [function(**arguments[0])]
-    structures = [a["structure"] for a in arguments]
-    found = dict(function(structures, **{k: v for k, v in arguments[0].items() if k != "structure"}))
-    return [found[index] for index in range(len(structures))]
+    from inv_design.mechanics.evaluate import DeviceLost
+
+    try:
+        if not isgeneratorfunction(function):
+            return [function(**arguments[0])]
+        structures = [a["structure"] for a in arguments]
+        found = dict(function(structures, **{k: v for k, v in arguments[0].items() if k != "structure"}))
+        return [found[index] for index in range(len(structures))]
+    except DeviceLost as error:
+        LOG.error("%s; this worker process ends", error)
+        os._exit(1)
 
 
 def close() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 GPA_PER_EV_A3 = 160.21766208
 MIN_DISTANCE = 0.6  # Å; below it two atoms sit on each other, and a learned potential returns anything
+
+DEVICE_ERRORS = re.compile(r"CUDA error|CUBLAS|CUDNN|device-side assert", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out of memory", re.IGNORECASE)
+
+
+class DeviceLost(RuntimeError):  # noqa: N818
+    """A GPU failed under a calculator: in this process it will for every crystal that follows, good ones included."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,13 @@ class Evaluation:
 
 
 def evaluate(calculator: Calculator, configurations: Sequence[Atoms]) -> list[Evaluation]:
-    """Return one evaluation per configuration, in order; a failure is an evaluation with its error."""
+    """Return one evaluation per configuration, in order; a failure is an evaluation with its error.
+
+    Raises
+    ------
+    DeviceLost
+        If the GPU failed, other than for want of memory: this process can use it no more.
+    """
     evaluate_batch = getattr(calculator, "evaluate_batch", None)
     if evaluate_batch is not None and len(configurations) > 1:
         try:
@@ -67,6 +81,8 @@ def _evaluate_one(calculator: Calculator, configuration: Atoms) -> Evaluation:
     try:
         return _checked(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
     except Exception as error:
+        if DEVICE_ERRORS.search(str(error)) and not OUT_OF_MEMORY.search(str(error)):
+            raise DeviceLost(" ".join(str(error).split())) from error
         if (reset := getattr(calculator, "reset", None)) is not None:
             reset()  # some calculators (EMT) remember half of what failed and would fail again on a good crystal
         return _failed(error, len(configuration))

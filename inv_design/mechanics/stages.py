@@ -1,4 +1,9 @@
-"""What stages II and III compute for crystals: plain data in, one record of results out each, never an exception."""
+"""What stages II and III compute for crystals: plain data in, one record of results out each.
+
+A crystal that fails is a record, never an exception. Exceptions are of the machine, and blame no crystal: a calculator
+that cannot be made (those of :func:`inv_design.calculators.registry.get_calculator`, and what an imported one raises),
+or a GPU that failed (:class:`inv_design.mechanics.evaluate.DeviceLost`).
+"""
 
 from __future__ import annotations
 
@@ -93,13 +98,7 @@ def _measured(
     from inv_design.calculators.registry import get_calculator
     from inv_design.mechanics.lockstep import run_together
 
-    try:
-        ase_calculator = get_calculator(calculator)
-    except Exception as error:
-        for index in range(len(structures)):
-            yield index, failed(f"{type(error).__name__}: {error}")
-        return
-    yield from run_together((compute(s) for s in structures), ase_calculator)
+    yield from run_together((compute(s) for s in structures), get_calculator(calculator))
 
 
 def _elasticity(structure: Structure, *, fmax: float, max_steps: int, keep_structure: dict[str, float]) -> Work[Record]:

@@ -10,6 +10,7 @@ from pymatgen.core import Lattice, Structure
 
 from fireworks_specs import pool
 from inv_design.mechanics.stages import measure_elasticity, measure_equation_of_state, measure_equations_of_state
+from inv_design.screening.retries import may_pass, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,51 @@ def die_of_one(structures, *, calculator):
             os._exit(9)
         yield index, {"state": "completed", "number": number}
 """
+
+
+LOSING = """
+import os
+
+from ase.calculators.emt import EMT
+
+
+class Losing(EMT):
+    # a GPU that a crystal with gold breaks: it fails for all that follow in the process
+
+    lost = False
+
+    def calculate(self, atoms=None, *rest):
+        Losing.lost |= "Au" in atoms.get_chemical_symbols()
+        if Losing.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        super().calculate(atoms, *rest)
+
+
+def make():
+    return Losing()
+
+
+def busy():
+    raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_gpu_that_fails_costs_its_own_crystal_at_most(
+    workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "losing.py").write_text(LOSING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("INV_DESIGN_WORKERS", workers)
+    gold = COPPER.copy()
+    gold.replace_species({"Cu": "Au"})
+    crystals = [COPPER, gold, COPPER.copy().scale_lattice(COPPER.volume * 1.05)]
+    options = {"strain": 0.04}
+    found = dict(pool.map_structures(measure_equations_of_state, crystals, calculator="losing:make", **options))
+    assert [found[i]["state"] for i in range(3)] == ["completed", "failed", "completed"]
+    assert may_pass({"state": "failed", "reason": reason_of(found[1]["error"])})
+    with pytest.raises(RuntimeError, match="devices are busy"):  # the machine's fault: no crystal gets a record
+        list(pool.map_structures(measure_equations_of_state, crystals, calculator="losing:busy", **options))
 
 
 @pytest.fixture

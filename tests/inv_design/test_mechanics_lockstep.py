@@ -135,10 +135,39 @@ def test_an_unconverged_relaxation_flags_the_tensor() -> None:
     assert "unconverged_relaxation" in record["flags"]
 
 
-def test_an_unknown_calculator_fails_every_crystal() -> None:
-    records = dict(stages.measure_equations_of_state([COPPER, L1_2], calculator="nonesuch", strain=0.04))
-    assert {r["state"] for r in records.values()} == {"failed"}
-    assert "nonesuch" in records[1]["error"]
+def test_a_calculator_that_cannot_be_made_blames_no_crystal() -> None:
+    with pytest.raises(ValueError, match="nonesuch"):
+        dict(stages.measure_equations_of_state([COPPER, L1_2], calculator="nonesuch", strain=0.04))
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", True),
+        ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: out of memory", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("index 4 is out of bounds", False),
+    ],
+)
+def test_a_gpu_that_failed_is_no_failure_of_the_crystal(text: str, lost: bool) -> None:
+    from ase.calculators.emt import EMT
+
+    from inv_design.mechanics.evaluate import DeviceLost, evaluate
+
+    class Failing(EMT):
+        def calculate(self, *_: object, **__: object) -> None:
+            raise RuntimeError(text)
+
+    if lost:
+        with pytest.raises(DeviceLost, match="CU"):
+            evaluate(Failing(), [COPPER.to_ase_atoms()])
+    else:
+        (found,) = evaluate(Failing(), [COPPER.to_ase_atoms()])
+        assert found.error is not None
+        assert text[:20] in found.error
 
 
 def test_a_tensor_of_another_code_passes_the_same_gates() -> None:
