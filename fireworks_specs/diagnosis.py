@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fireworks_specs.recovery import UNLAUNCHED_SECONDS
+from fireworks_specs import recovery
 from fireworks_specs.schedulers import ALIVE, UNTOLD
 
 if TYPE_CHECKING:
@@ -60,59 +60,64 @@ class Facts:
     log: tuple[Fate, str] | None = None
 
 
-def judge(facts: Facts, *, lease: float) -> tuple[Verdict, str, bool]:  # noqa: PLR0911, PLR0912 (one line per case)
-    """Return what is the matter with a taken firework: the verdict, why, and whether it may pass in a moment.
+def judge(facts: Facts, *, lease: float) -> tuple[Verdict, str, float]:  # noqa: PLR0911, PLR0912 (one line per case)
+    """Return what is the matter with a taken firework: the verdict, why, and when to look again.
+
+    That is in seconds: 0 is sure, and what a live worker passes through is lost only if it is so then. A claim alone
+    does not tell: who could not renew it, because the database was away, does so when that is back.
 
     Parameters
     ----------
     lease
         Seconds that a claim holds; a worker that has not renewed its claim for twice as long is given up.
     """
-    job, name = facts.job, f"job {facts.job_id}"
+    job, name, settle = facts.job, f"job {facts.job_id}", recovery.SETTLE_SECONDS
     if facts.launch_state in ("COMPLETED", "FIZZLED"):
-        return "untold", f"its launch is {facts.launch_state}, and its worker ended before the launchpad heard it", True
-    if facts.alive and facts.past is not None and facts.past <= lease:
-        return "running", "its worker's process is alive on this machine", False
+        why = f"its launch is {facts.launch_state}, and its worker ended before the launchpad heard it"
+        return "untold", why, settle
+    if facts.alive and facts.past is not None:
+        return "running", "its worker's process is alive on this machine", 0
     if facts.past is not None and facts.past <= 0 and not facts.dead:  # whatever anybody says of its job
-        return "running", "its worker renews its claim", False
+        return "running", "its worker renews its claim", 0
     if facts.asked and job is not None and job.ended:
         verdict, why = _ended(job, facts.log)
         if facts.state == "RESERVED":
-            return "never_started", f"{name} ended before it took the firework: {why}", False
-        return verdict, f"{name} ended: {why}", facts.past is None and not facts.dead
+            return "never_started", f"{name} ended before it took the firework: {why}", 0
+        return verdict, f"{name} ended: {why}", settle if facts.past is None and not facts.dead else 0
     if facts.dead:
         if facts.asked and job is not None and job.fate in ("running", "suspended"):
-            return "worker_dead", f"its worker's process is gone, and {name} still runs", False
+            return "worker_dead", f"its worker's process is gone, and {name} still runs", 0
         verdict, why = _gone(facts.log, "its worker's process is gone")
-        return verdict, why, False
+        return verdict, why, 0
     if facts.state == "RESERVED":
-        return (*_judge_reserved(facts), False)
+        return (*_judge_reserved(facts), 0)
     if facts.asked and job is not None and job.fate == "waiting":
-        return "preempted", f"{name} was put back into the queue: {job.said}", False
+        return "preempted", f"{name} was put back into the queue: {job.said}", 0
     if facts.asked and job is not None and job.fate == "suspended":  # nor can it renew its claim
-        return "waiting", f"{name} is suspended: {job.said}", False
+        return "waiting", f"{name} is suspended: {job.said}", 0
     if facts.past is not None and facts.past <= lease:
         left = f"without a sign of life it is given up in {lease - facts.past:.0f} s"
-        return "unknown", f"its worker's claim ended {facts.past:.0f} s ago; {left}", False
+        return "unknown", f"its worker's claim ended {facts.past:.0f} s ago; {left}", 0
     if facts.past is None and (facts.age is None or facts.age <= lease):
-        return "running", "it starts, or ends", False
-    doubtful = facts.past is None  # a claim is given back a moment before the launchpad hears that the work is done
+        return "running", "it starts, or ends", 0
+    # a claim is given back a moment before the launchpad hears that the work is done
+    unclaimed, unrenewed = (settle, settle) if facts.past is None else (0, recovery.renewal_seconds(lease))
     silent = f"its worker's claim ended {facts.past:.0f} s ago" if facts.past is not None else "its worker has no claim"
     if facts.asked and job is not None and job.fate == "running":
-        return "worker_dead", f"{silent}, and {name} still runs", doubtful
+        return "worker_dead", f"{silent}, and {name} still runs", unrenewed
     if facts.asked and job is None:
         verdict, why = _gone(facts.log, f"{silent}, and {name} is gone from the queue")
-        return verdict, why, doubtful
+        return verdict, why, unclaimed
     if facts.log is not None:
-        return facts.log[0], f"{silent}; {facts.log[1]}", doubtful  # type: ignore[return-value]
-    return "silent", f"{silent}; no scheduler here tells more", doubtful
+        return facts.log[0], f"{silent}; {facts.log[1]}", unclaimed  # type: ignore[return-value]
+    return "silent", f"{silent}; no scheduler here tells more", unrenewed
 
 
 def _judge_reserved(facts: Facts) -> tuple[Verdict, str]:
     """Return the verdict on a reserved firework whose job has not ended."""
     name, job = f"job {facts.job_id}", facts.job
     if facts.job_id is None or facts.launch_state is None:
-        if facts.age is not None and facts.age > UNLAUNCHED_SECONDS:
+        if facts.age is not None and facts.age > recovery.UNLAUNCHED_SECONDS:
             return "never_started", f"reserved {facts.age:.0f} s ago, and no job was submitted"
         return "waiting", "it is being submitted"
     if facts.asked and job is not None and job.fate in ALIVE:

@@ -40,7 +40,7 @@ class Case:
     verdict, why
         In one word, and in a sentence.
     doubtful
-        Whether a live worker passes through this state for a moment.
+        Seconds after which to look again, since a live worker passes through this state; 0 if it is sure.
     reruns
         How often the doctor has rerun it before.
     action
@@ -53,7 +53,7 @@ class Case:
     state: str
     verdict: Verdict
     why: str
-    doubtful: bool = False
+    doubtful: float = 0
     launch_id: int | None = None
     worker: dict[str, Any] | None = None
     job: str | None = None
@@ -104,12 +104,12 @@ class Doctor:
     # -- diagnosis ----------------------------------------------------------------------------------------------------
 
     def examine(self) -> list[Case]:
-        """Return every firework that is running, reserved or stuck; what may pass in a moment is looked at twice."""
+        """Return every firework that is running, reserved or stuck; what may pass is looked at twice."""
         first = [*self._taken(), *self._stuck()]
         doubtful = {case.fw_id for case in first if case.doubtful}
         if not doubtful:
             return first
-        time.sleep(recovery.SETTLE_SECONDS)
+        recovery.wait_for_signs(len(doubtful), max(case.doubtful for case in first))
         again = [*self._taken(sorted(doubtful)), *self._stuck(doubtful)]
         sure = [case for case in first if not case.doubtful]
         return sorted([*sure, *again], key=lambda case: case.fw_id)
@@ -142,7 +142,7 @@ class Doctor:
         now: datetime,
     ) -> Case:
         from stores.claims import lease_seconds
-        from stores.workers import is_alive, is_dead
+        from stores.workers import is_dead
 
         worker = _worker(launch, claim)
         since = _since(firework, launch)
@@ -152,7 +152,7 @@ class Doctor:
             age=(now - since).total_seconds() if since else None,
             launch_state=launch.get("state") if launch else None,
             past=(now - claim["expires_at"]).total_seconds() if claim else None,
-            alive=is_alive(worker),
+            alive=recovery.works_here(worker, launch or {}),
             dead=is_dead(worker),
             job_id=job.get("id"),
             asked=bool(asked),
@@ -248,7 +248,7 @@ class Doctor:
                 state="WAITING",
                 verdict="stuck",
                 why=why,
-                doubtful=True,
+                doubtful=recovery.SETTLE_SECONDS,
             )
             for found in waiting
             if all(states.get(parent) in _done(found["spec"]) for parent in parents[found["fw_id"]])
@@ -381,14 +381,19 @@ class Doctor:
         self.launchpad.launches.update_one(unfinished, changes)
 
     def _release_claims(self, case: Case) -> None:
-        """Remove what a lost worker held, so that nobody waits for its leases to end."""
+        """Remove what a lost worker held, so that nobody waits for its leases to end.
+
+        Where only its claim says that it is dead, it may be cut off and still at work on what it holds.
+        """
         from fireworks_specs.steps import firework_key
+        from stores.workers import is_dead
 
         claims = self.connection.db["claims"]
         if case.launch_id is not None:
             claims.delete_many({"key": firework_key(case.fw_id, case.launch_id)})
         worker = case.worker or {}
-        if worker.get("machine") and worker.get("pid") and case.verdict != "silent":
+        known_dead = case.verdict not in ("silent", "worker_dead") or is_dead(worker)
+        if worker.get("machine") and worker.get("pid") and known_dead:
             claims.delete_many({f"worker.{name}": worker[name] for name in ("host", "pid", "machine")})
 
 

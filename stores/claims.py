@@ -32,6 +32,8 @@ LEASE = 300.0
 """Seconds that a claim holds without being renewed."""
 RENEWALS = 3
 """Renewals per lease: one may fail, and another be late."""
+RENEW_AGAIN = 5.0
+"""Seconds after which a renewal is tried again, at most, that failed because the database is away."""
 PAUSES = (0.2, 10.0)
 """Seconds between two looks at what others hold: first, and at most."""
 BATCH = 500
@@ -343,10 +345,15 @@ class Claims:
     def _renew_until_stopped(self) -> None:
         from stores.outage import LOST
 
-        while not self._stop.wait(self.lease / RENEWALS):
+        usual, away = self.lease / RENEWALS, False
+        while not self._stop.wait(min(RENEW_AGAIN, usual) if away else usual):
             try:
                 self.renew()
-            except LOST as error:
-                LOG.warning("the claims of %s could not be renewed: %s", self.holder, type(error).__name__)
+            except LOST as error:  # as soon as the server is back, others take what is past its lease for left behind
+                if not away:
+                    LOG.warning("the claims of %s could not be renewed: %s", self.holder, type(error).__name__)
+                away = True
             except Exception:  # the work goes on; it is at worst done twice
                 LOG.exception("the claims of %s could not be renewed", self.holder)
+            else:
+                away = False

@@ -22,7 +22,7 @@ from fireworks_specs.doctor import RECORD, Doctor
 from fireworks_specs.firetasks.close import CloseTask
 from fireworks_specs.schedulers import Fate, Job, Queue
 from fireworks_specs.steps import firework_key
-from stores.workers import this_job, this_worker
+from stores.workers import _machine, this_job, this_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +66,7 @@ def test_a_job_that_ended_says_why_its_firework_is_lost(fate: str, said: str) ->
         (Facts("RUNNING", age=5, past=None), "running"),
         (Facts("RUNNING", age=9999, past=100), "unknown"),
         (Facts("RUNNING", age=9999, past=10, alive=True, job_id="12", asked=True, job=job("completed")), "running"),
+        (Facts("RUNNING", age=9999, past=620, alive=True, job_id="12", asked=True, job=job("running")), "running"),
         # nobody has heard of it for two leases
         (Facts("RUNNING", age=9999, past=301), "silent"),
         (Facts("RUNNING", age=9999, past=301, job_id="12", asked=True, job=None), "killed"),
@@ -100,6 +101,14 @@ def test_a_job_that_ended_says_why_its_firework_is_lost(fate: str, said: str) ->
 )
 def test_verdicts(facts: Facts, verdict: str) -> None:
     assert judge(facts, lease=LEASE)[0] == verdict
+
+
+def test_a_claim_alone_is_looked_at_again_when_a_live_worker_has_renewed_it() -> None:
+    running = Facts("RUNNING", age=9999, past=301, job_id="12", asked=True, job=job("running"))
+    assert judge(running, lease=LEASE)[2] > LEASE / 3
+    assert judge(Facts("RUNNING", age=9999, past=301), lease=LEASE)[2] > LEASE / 3
+    assert judge(replace(running, dead=True), lease=LEASE)[2] == 0  # the process is gone
+    assert judge(replace(running, job=None), lease=LEASE)[2] == 0  # so is the job
 
 
 @given(
@@ -228,6 +237,61 @@ def test_a_lost_firework_is_rerun_once_and_its_loss_is_recorded(connection: Conn
     assert connection.db["fireworks"].find_one({"fw_id": fw_id})["state"] == "RUNNING"
     assert doctor.cure(case, again=True).action == "rerun"
     assert len(connection.db["fireworks"].find_one({"fw_id": fw_id})["spec"][RECORD]) == 2
+
+
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("by", ["doctor", "launch"])
+def test_who_renews_after_an_outage_of_two_leases_is_not_lost(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, by: str, lives: bool
+) -> None:
+    fw_id, _ = take(connection, worker=IN_JOB, past=620, hours=1)
+    held = {"key": "s-1/elastic/p", "holder": "y", "worker": IN_JOB, "expires_at": connection.now()}
+    connection.db["claims"].insert_one(held)
+    waited: list[float] = []
+
+    def wait(_count: int, seconds: float) -> None:
+        waited.append(seconds)
+        if lives:
+            expires = connection.now() + timedelta(seconds=LEASE)
+            connection.db["claims"].update_many({}, {"$set": {"expires_at": expires}})
+
+    monkeypatch.setattr(recovery, "wait_for_signs", wait)
+    if by == "doctor":
+        doctor = Doctor(connection, scheduler=Answers(job("running")))
+        [case] = doctor.examine()
+        assert case.verdict == ("running" if lives else "worker_dead")
+        assert doctor.cure(case).action == ("" if lives else "rerun")
+    else:
+        assert recovery.recover(connection.launchpad(), "a", everything=False) == (0 if lives else 2)
+        assert recovery.recover(connection.launchpad(), "a", everything=False) == 0
+    assert waited == [recovery.renewal_seconds(LEASE)]
+    assert (connection.db["fireworks"].find_one({"fw_id": fw_id})["state"] == "RUNNING") == lives
+    # its claim says that it is dead, and nothing else does: what it may be at work on stays its own
+    assert connection.db["claims"].count_documents({"key": "s-1/elastic/p"}) == 1
+
+
+def test_who_is_waited_for_in_vain_is_not_waited_for_again(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(connection, past=620, hours=1)
+    waits: list[int] = []
+    monkeypatch.setattr(recovery, "wait_for_signs", lambda count, _: waits.append(count))
+    fw_ids = connection.db["fireworks"].distinct("fw_id", {"state": "RUNNING"})
+    for _ in range(2):  # a workflow that others work on keeps its dead
+        assert recovery._without_live_worker(connection, connection.launchpad(), fw_ids) == set(fw_ids)
+    assert waits == [1]
+
+
+@pytest.mark.parametrize("hours", [0, 1])
+def test_a_process_that_got_the_id_of_a_dead_worker_is_another(connection: Connection, hours: float) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    worker = {"host": "here", "pid": other.pid, "machine": _machine()}
+    take(connection, worker=worker, hours=hours)
+    try:
+        assert recovery.works_here(worker, connection.db["launches"].find_one()) == (hours == 0)
+    finally:
+        other.communicate()
+    assert not recovery.works_here(worker, connection.db["launches"].find_one())
 
 
 def test_a_rerun_firework_runs_to_its_end(connection: Connection) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -111,6 +112,28 @@ def test_a_claim_is_renewed_while_its_holder_works(wire_connection: Connection) 
             assert other.claim(["x"]) == []
             time.sleep(0.1)
     assert other.claim(["x"]) == ["x"]
+
+
+def test_a_claim_is_renewed_soon_after_an_outage(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take what is past its lease for left behind as soon as the server is back."""
+    from pymongo.errors import AutoReconnect
+
+    tries: list[float] = []
+
+    def renew() -> list[str]:
+        tries.append(time.monotonic())
+        if len(tries) < 5:
+            raise AutoReconnect("away")
+        return []
+
+    monkeypatch.setattr(module, "RENEW_AGAIN", 0.01)
+    usual = 0.4
+    with worker(connection, lease=module.RENEWALS * usual) as claims:
+        monkeypatch.setattr(claims, "renew", renew)
+        while len(tries) < 6:
+            time.sleep(0.01)
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
+    assert sum(gaps[:4]) < usual <= gaps[4]
 
 
 @pytest.mark.wire
