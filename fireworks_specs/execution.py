@@ -188,17 +188,9 @@ def launch(
     launchpad = connection.launchpad()
     register_campaign(config, progress=progress)
     recover(launchpad, config.name, everything=False, failed=False)
-    if _active(launchpad, config.name):
+    if has_active_work(launchpad, config.name):
         return 0
     return advance(launchpad, config.name, config, rounds=config.rounds if rounds is None else rounds, force=True)
-
-
-def nothing_added(connection: Connection, campaign: str, rounds: int) -> str:
-    """Return why :func:`launch` added nothing."""
-    if _active(connection.launchpad(), campaign):
-        return "the campaign has work on the launchpad; workers take it with rlaunch or qlaunch"
-    closed = "its round 0 is" if rounds == 0 else f"all its rounds, 0 to {rounds}, are"
-    return f"{closed} closed: the campaign is finished; more rounds with --rounds {rounds + 1}"
 
 
 def write_workflows(
@@ -278,7 +270,7 @@ def _run(connection: Connection, config: CampaignConfig, last: int) -> RunSummar
                     recover(launchpad, config.name, everything=connection.kind == "embedded")
                     raise KeyboardInterrupt
                 continue
-            if _active(launchpad, config.name):
+            if has_active_work(launchpad, config.name):
                 if not _wait_for_others(launchpad, config.name, interrupt):
                     raise KeyboardInterrupt
                 continue
@@ -308,7 +300,8 @@ def _ready(launchpad: LaunchPad, campaign: str) -> bool:
     return launchpad.fireworks.find_one(query, {"fw_id": 1}) is not None
 
 
-def _active(launchpad: LaunchPad, campaign: str) -> bool:
+def has_active_work(launchpad: LaunchPad, campaign: str) -> bool:
+    """Return whether a firework of a campaign, an advance too, waits or runs."""
     query = {"spec.campaign": campaign, "state": {"$in": ACTIVE_STATES}}
     return launchpad.fireworks.find_one(query, {"fw_id": 1}) is not None
 
@@ -335,7 +328,7 @@ def _failure_message(launchpad: LaunchPad, campaign: str, step: str, number: int
 def _wait_for_others(launchpad: LaunchPad, campaign: str, interrupt: _Interrupt) -> bool:
     """Wait while other workers hold the campaign's fireworks; return False when interrupted."""
     say_at = time.monotonic() + SAY_SECONDS[0]
-    while _active(launchpad, campaign) and not _ready(launchpad, campaign):
+    while has_active_work(launchpad, campaign) and not _ready(launchpad, campaign):
         if interrupt.is_set:
             return False
         recover(launchpad, campaign, everything=False)

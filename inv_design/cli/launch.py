@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from inv_design.cli.launch_calculations import calculation_command
 from inv_design.cli.options import Settings, database_options, json_option
 from inv_design.cli.render import json_document, say
 from inv_design.cli.run import RunDisplay
+from inv_design.cli.status import finished_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,18 +60,22 @@ def launch(ctx: click.Context, rounds: int | None, output: Path | None) -> None:
     settings: Settings = ctx.obj
     config = settings.load_config()
     last = config.rounds if rounds is None else rounds
-    display = RunDisplay()
-    with open_database(settings) as connection, closing(display):
-        ingesting = partial(display.report, "Ingest reference data")
+    with open_database(settings) as connection, closing(RunDisplay()) as display:
+
+        def ingesting(done: int, total: int, _: str = "") -> None:
+            display.report("Ingest reference data", done, total)
+
         if output is not None:
             count = execution.write_workflows(config, output, rounds=last, progress=ingesting)
         else:
             count = execution.launch(connection, config, rounds=last, progress=ingesting)
-        why = "" if count else execution.nothing_added(connection, config.name, last)
+        busy = not count and execution.has_active_work(connection.launchpad(), config.name)
     if settings.as_json:
         json_document({"campaign": config.name, "workflows": count, "output": str(output) if output else None})
-    elif why:
-        say(f"nothing {'written' if output else 'added'}: {why}")
+    elif busy:
+        say("nothing added: the campaign has work on the launchpad; workers take it with rlaunch or qlaunch")
+    elif not count:
+        say(f"nothing added: the campaign is finished: {finished_words(last)}")
     elif output is not None:
         say(f"{count} workflows written to {output}; add them with: inv-design lpad add {output}")
     else:

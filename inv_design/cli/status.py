@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STAGES = ("predictor", "mlip", "dft")
 COUNTS = ("in", "passed", "rejected", "failed", "waiting")
 FAILED_SHOWN = 5
+ACTIVE = ("READY", "WAITING", "RESERVED", "RUNNING")
 FIREWORK_STATES = (
     "READY", "WAITING", "RESERVED", "RUNNING", "COMPLETED", "FIZZLED", "ARCHIVED", "DEFUSED", "PAUSED",
 )  # fmt: skip
@@ -57,7 +58,7 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
     evaluated = sorted({e["round"] for e in database["evaluations"].find({"campaign": name}, {"round": 1})})
     for item in rounds:
         item["closed"] = item["round"] in evaluated
-    planned = (campaign.get("config") or {}).get("rounds")
+    planned = rounds_planned(connection, campaign, rounds)
     return {
         "campaign": name,
         "targets": campaign.get("targets", {}),
@@ -71,6 +72,18 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
         "freshness": fresh,
         "launchpad": launchpad_record(connection, name),
     }
+
+
+def rounds_planned(connection: Connection, campaign: dict[str, Any], rounds: Iterable[dict[str, Any]]) -> int | None:
+    """Return how many rounds after round 0 the last `run` or `launch` was for, and never fewer than there are.
+
+    It is what its workflows say of it; the campaign's own number once they have left the launchpad.
+    """
+    last = connection.db["fireworks"].find_one(
+        {"spec.campaign": campaign.get("name"), "spec.role": "advance"}, {"spec._tasks": 1}, sort=[("fw_id", -1)]
+    )
+    planned = last["spec"]["_tasks"][0].get("rounds") if last else (campaign.get("config") or {}).get("rounds")
+    return None if planned is None else max([planned, *(item["round"] for item in rounds)])
 
 
 def derived_rounds(name: str) -> list[dict[str, Any]]:
@@ -147,7 +160,35 @@ def launchpad_record(connection: Connection, name: str) -> dict[str, Any]:
             }
         )
     archived = database["archived_fireworks"].count_documents({"campaign": name})
-    return {"fireworks": states, "failed": failed, "archived": archived}
+    return {
+        "fireworks": states,
+        "waits": waiting_work(connection, name, states),
+        "silent": silent_workers(connection, name) if states.get("RUNNING") else None,
+        "failed": failed,
+        "archived": archived,
+    }
+
+
+def waiting_work(connection: Connection, name: str, states: dict[str, int]) -> dict[str, Any] | None:
+    """Return ``round`` and ``step`` of what waits for workers; ``None`` while one is at work, or nothing is ready."""
+    if not states.get("READY") or states.get("RUNNING") or states.get("RESERVED"):
+        return None
+    ready = {"spec.campaign": name, "state": "READY"}
+    first = connection.db["fireworks"].find_one(ready, {"spec.round": 1, "spec.step": 1}, sort=[("fw_id", 1)])
+    return {key: first["spec"].get(key) for key in ("round", "step")} if first else None
+
+
+def silent_workers(connection: Connection, name: str) -> dict[str, Any] | None:
+    """Return how many ``fireworks`` run by workers whose claims ended, the first ``seconds`` ago; ``None`` for none."""
+    from fireworks_specs.steps import firework_key
+
+    running = {"spec.campaign": name, "state": "RUNNING"}
+    found = connection.db["fireworks"].find(running, {"fw_id": 1, "launches": 1})
+    keys = [firework_key(d["fw_id"], d["launches"][-1]) for d in found if d.get("launches")]
+    now = connection.now()
+    ended = connection.db["claims"].find({"key": {"$in": keys}, "expires_at": {"$lte": now}}, {"expires_at": 1})
+    seconds = [(now - claim["expires_at"]).total_seconds() for claim in ended]
+    return {"fireworks": len(seconds), "seconds": round(max(seconds))} if seconds else None
 
 
 def firework_states(workflow: dict[str, Any]) -> list[str]:
@@ -168,9 +209,14 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
     out.print(Text.assemble((record["campaign"], "bold"), f"  {targets}  {record['database']}"))
     if verbose and (line := chemistry_line(record["chemistry"])):
         out.print(Text(line))
-    if not record["rounds"]:
-        out.print("no round yet; `inv-design run` starts the first")
-    if line := freshness_line(record["freshness"]):
+    active = any(record["launchpad"]["fireworks"].get(state) for state in ACTIVE)
+    if record["finished"]:
+        out.print(f"finished: {finished_words(planned)}")
+    elif not record["rounds"]:
+        out.print(
+            "no round is counted yet" if active else "no round yet; `inv-design run` or `launch` starts the first"
+        )
+    if line := freshness_line(record["freshness"], active=active):
         out.print(Text(line, "yellow"))
     for item in record["rounds"]:
         last = f" of {planned}" if planned else ""
@@ -188,8 +234,17 @@ def show(record: dict[str, Any], *, verbose: int) -> None:
     show_launchpad(record["launchpad"])
 
 
-def freshness_line(fresh: dict[str, Any]) -> str:
-    """Return the line that says that records came after the counts were made; ``""`` if none did."""
+def finished_words(planned: int) -> str:
+    """Return that all rounds are closed, and how there come to be more."""
+    closed = f"all rounds, 0 to {planned}, are closed" if planned else "round 0 is closed"
+    return f"{closed}; more with `--rounds {planned + 1}` of run or launch"
+
+
+def freshness_line(fresh: dict[str, Any], *, active: bool = False) -> str:
+    """Return the line that says that records came after the counts were made; ``""`` if none did.
+
+    ``active`` says that work is on the launchpad, whose workers will count them.
+    """
     if fresh["uncounted_candidates"]:
         later = plural(fresh["uncounted_candidates"], "candidate")
     elif fresh["records_since"]:
@@ -202,7 +257,8 @@ def freshness_line(fresh: dict[str, Any]) -> str:
     when = (
         f"the counts are of {fresh['counted_at']:%Y-%m-%d %H:%M} UTC" if fresh["counted_at"] else "nothing is counted"
     )
-    return f"{when}; {later} came since, which the campaign's next step counts (`inv-design run`)"
+    how = "" if active else " (`inv-design run` or `launch`)"
+    return f"{when}; {later} came since, which the campaign's next step counts{how}"
 
 
 def plural(n: int, noun: str) -> str:
@@ -274,6 +330,15 @@ def show_launchpad(launchpad: dict[str, Any]) -> None:
     states = ", ".join(f"{n} {state}" for state, n in launchpad["fireworks"].items())
     archived = f"; {launchpad['archived']} archived" if launchpad["archived"] else ""
     click.echo(f"\nlaunchpad: {states or 'empty'}{archived}")
+    if waits := launchpad["waits"]:
+        click.echo(f"  round {waits['round']}: {waits['step']} waits for workers (rlaunch or qlaunch)")
+    if silent := launchpad["silent"]:
+        whose = (
+            "1 firework's worker has"
+            if silent["fireworks"] == 1
+            else f"the workers of {silent['fireworks']} fireworks have"
+        )
+        click.echo(f"  {whose} not been heard of for more than {silent['seconds']} s: see `inv-design doctor`")
     for item in launchpad["failed"][:FAILED_SHOWN]:
         click.echo(f"  failed: firework {item['fw_id']} {item['name']}: {item['error'] or 'no error recorded'}")
     more = len(launchpad["failed"]) - FAILED_SHOWN
