@@ -42,9 +42,9 @@ def is_of_stage(protocol: Any, calculator: str, stage: MlipConfig) -> bool:
     what is in it.
     """
     protocol = protocol if isinstance(protocol, dict) else {}
-    named, weights = protocol.get("calculator"), protocol.get("weights_sha256")
+    named, weights = protocol.get("calculator"), None
     if isinstance(named, dict):
-        named, weights = named.get("calculator"), named.get("weights_sha256")
+        weights, named = named.get("weights_sha256"), named.get("calculator")
     if weights is not None and (own := weights_of(calculator)) is not None and own != weights:
         return False
     settings = {"fmax": stage.fmax, "max_steps": stage.max_steps, "keep_structure": dict(stage.keep_structure)}

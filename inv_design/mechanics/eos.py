@@ -11,14 +11,18 @@ from inv_design.mechanics.evaluate import GPA_PER_EV_A3, to_atoms
 from inv_design.mechanics.flags import eos_flags
 from inv_design.mechanics.lockstep import run_in_order
 from inv_design.mechanics.records import plain_fields
+from inv_design.mechanics.relax import relaxation
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
     from inv_design.mechanics.lockstep import Work
+    from inv_design.mechanics.relax import RelaxResult
 
 NAN = float("nan")
+ION_FORCE = 0.01
+"""eV/Å; largest force on an ion after its relaxation at a volume."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,11 @@ class EosResult:
 
 
 def equation_of_state(
-    structure: Structure, calculator: Calculator, *, strain: float = 0.04, n_points: int = 7
+    structure: Structure, calculator: Calculator, *, strain: float = 0.04, n_points: int = 7, relax_ions: bool = False
 ) -> EosResult:
     """Fit E(V) of one relaxed crystal, scaled isotropically with its fractional coordinates kept.
+
+    Its K is K_Voigt of a tensor with clamped ions; with ``relax_ions`` of one whose ions relax.
 
     Parameters
     ----------
@@ -159,11 +165,16 @@ def equation_of_state(
         Largest linear strain; the volumes run from (1 - strain)^3 to (1 + strain)^3 of the crystal's own.
     n_points
         Number of volumes, at least 4.
+    relax_ions
+        Whether the ions relax at each volume, to :data:`ION_FORCE`.
     """
-    return next(run_in_order([volume_scan(structure, strain=strain, n_points=n_points)], calculator))
+    work = volume_scan(structure, strain=strain, n_points=n_points, relax_ions=relax_ions)
+    return next(run_in_order([work], calculator))
 
 
-def volume_scan(structure: Structure, *, strain: float = 0.04, n_points: int = 7) -> Work[EosResult]:
+def volume_scan(
+    structure: Structure, *, strain: float = 0.04, n_points: int = 7, relax_ions: bool = False
+) -> Work[EosResult]:
     """Compute one E(V), for :mod:`inv_design.mechanics.lockstep`; parameters as in :func:`equation_of_state`."""
     try:
         atoms = to_atoms(structure)
@@ -172,12 +183,17 @@ def volume_scan(structure: Structure, *, strain: float = 0.04, n_points: int = 7
             scaled = atoms.copy()
             scaled.set_cell(atoms.cell.array * scale, scale_atoms=True)
             configurations.append(scaled)
-        evaluations = yield configurations
-        for evaluation in evaluations:
-            if evaluation.error is not None:
-                return _failure(evaluation.error)
         volumes = np.array([c.get_volume() for c in configurations]) / len(atoms)
-        energies = np.array([evaluation.energy for evaluation in evaluations]) / len(atoms)
+        if relax_ions:
+            relaxed = yield from _relaxed(structure, volumes * len(atoms))
+            points = [(result.energy_per_atom, result.error) for result in relaxed]
+        else:
+            evaluations = yield configurations
+            points = [(evaluation.energy / len(atoms), evaluation.error) for evaluation in evaluations]
+        for _, problem in points:
+            if problem is not None:
+                return _failure(problem)
+        energies = np.array([energy for energy, _ in points])
         fit = fit_birch_murnaghan(volumes, energies)
     except Exception as error:
         return _failure(f"{type(error).__name__}: {error}")
@@ -193,6 +209,16 @@ def volume_scan(structure: Structure, *, strain: float = 0.04, n_points: int = 7
             bulk_modulus=fit.bulk_modulus, derivative=fit.derivative, residual=fit.residual, v0=fit.v0, volumes=volumes
         ),
     )
+
+
+def _relaxed(structure: Structure, volumes: np.ndarray) -> Work[list[RelaxResult]]:
+    """Relax the ions of a crystal that is scaled to each volume (Å^3 of the cell)."""
+    results = []
+    for volume in volumes:
+        scaled = structure.copy()
+        scaled.scale_lattice(volume)
+        results.append((yield from relaxation(scaled, fmax=ION_FORCE, relax_cell=False)))
+    return results
 
 
 def _failure(error: str) -> EosResult:

@@ -77,6 +77,20 @@ def test_tensor_and_equation_of_state_agree_for_emt(symbol: str) -> None:
     assert mismatch_flags(tensor.bulk_modulus_vrh, eos.bulk_modulus) == []
 
 
+def test_an_equation_of_state_with_relaxed_ions_agrees_with_a_tensor_that_has_them() -> None:
+    places = [[0.5 * (i % 2), 0.5 * (i % 2), i / 4] for i in range(4)]
+    layers = Structure(Lattice.tetragonal(2.65, 7.6), ["Cu", "Cu", "Au", "Ni"], places)
+    relaxed = relax_structure(layers, EMT(), fmax=0.001).structure
+    assert relaxed is not None
+    clamped = equation_of_state(relaxed, EMT(), strain=0.015)
+    free = equation_of_state(relaxed, EMT(), strain=0.015, relax_ions=True)
+    tensors = [elastic_tensor(relaxed, EMT(), relax_ions=relax).bulk_modulus_voigt for relax in (False, True)]
+    assert [clamped.bulk_modulus, free.bulk_modulus] == pytest.approx(tensors, rel=0.003)
+    assert clamped.bulk_modulus > 1.005 * free.bulk_modulus
+    failed = equation_of_state(crystal("Cu"), Springs(0.0, fail_above=0.0), relax_ions=True)
+    assert "no convergence" in (failed.error or "")
+
+
 def test_silver_agrees_with_the_ase_tutorial() -> None:
     # "Equation of state" tutorial of ASE: EMT silver, B = 100.1 GPa, V0 = 16.78 Å^3
     relaxed = relax_structure(crystal("Ag"), EMT(), fmax=0.002).structure
