@@ -227,8 +227,12 @@ def _write_text(documents: list[dict[str, Any]], form: str, stream: TextIO, *, c
 
 def show_table(documents: list[dict[str, Any]], *, fields: Sequence[str] = ()) -> None:
     """Print one line per candidate, with its Pareto front and the fields that decided it, if any."""
+    from inv_design.cli.budgets import beyond_budget, spent_budgets
     from stores.candidate_pages import number_at
+    from stores.connection import current
 
+    waiting = {d["campaign"] for d in documents if d.get("status") == "waiting"}
+    spent = spent_budgets(current().db, waiting) if waiting else frozenset()
     further = {f.removeprefix("properties."): f for f in fields if not f.endswith("bulk_modulus_vrh")}
     fronts = ("front",) if fields else ()
     columns = (
@@ -240,7 +244,7 @@ def show_table(documents: list[dict[str, Any]], *, fields: Sequence[str] = ()) -
             d.get("candidate_id"), d.get("formula"), modulus(d.get("bulk_modulus_vrh")), d.get("bulk_modulus_method"),
             *(number(number_at(d, field)) for field in further.values()), *(d.get("pareto_rank") for _ in fronts),
             d.get("stage"), d.get("status"), d.get("round"), spacegroup(d.get("crystal_spacegroup")),
-            d["crystal"], d.get("born_stable"), d.get("reason"),
+            d["crystal"], d.get("born_stable"), d.get("reason") or beyond_budget(d, spent) or None,
         )
         for d in documents
     ]  # fmt: skip

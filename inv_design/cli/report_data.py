@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inv_design.cli.budgets import beyond_budget, spent_budgets
 from inv_design.cli.crystals import crystal_text, load_crystals, with_crystals
 from inv_design.cli.trust_data import collect_trust, label_name
 from inv_design.metrics.elements import STAGE_NAMES, warning_lines
@@ -28,7 +29,7 @@ from inv_design.report.data import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from inv_design.config import CampaignConfig
     from inv_design.objective import Objective
@@ -45,8 +46,8 @@ MIN_RELIABILITY = 5
 LEVELS = (0.10, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90, 0.95)
 """Central intervals whose coverage is shown."""
 SUMMARY = (
-    "candidate_id", "structure_id", "round", "formula", "elements", "spacegroup", "stage", "status", "stages", "flags",
-    "target_error", "born_stable", "bulk_modulus_vrh", "properties", "duplicate_of", "hit", "audit",
+    "campaign", "candidate_id", "structure_id", "round", "formula", "elements", "spacegroup", "stage", "status",
+    "stages", "flags", "target_error", "born_stable", "bulk_modulus_vrh", "properties", "duplicate_of", "hit", "audit",
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def collect(connection: Connection, name: str, *, progress: Callable[[str], None
         pareto=pareto_points(summaries, config.objectives),
         reliability=reliabilities(predictor, summaries),
         trust=collect_trust(database, config, tolerance=hit_window(config)),
-        best=best_candidates(summaries, methods),
+        best=best_candidates(summaries, methods, spent_budgets(database, [name])),
         provenance=provenance(connection, campaign, config, models),
     )
 
@@ -131,6 +132,7 @@ def round_data(item: Record, methods: dict[str, str]) -> RoundData:
             rejected=counts["rejected"],
             failed=counts["failed"],
             waiting=counts["waiting"],
+            over_budget=counts.get("over_budget") or 0,
             method=methods[stage],
             reasons={
                 rule: n
@@ -420,8 +422,16 @@ def element_sets(summaries: Iterable[Record]) -> dict[int, list[list[str]]]:
     return dict(sorted(found.items()))
 
 
-def best_candidates(summaries: Iterable[Record], methods: dict[str, str]) -> list[BestCandidate]:
-    """Return the candidates nearest to the target: hits first, then those that no stage has rejected."""
+def best_candidates(
+    summaries: Iterable[Record], methods: dict[str, str], spent: Collection[tuple[str, int, str]] = ()
+) -> list[BestCandidate]:
+    """Return the candidates nearest to the target: hits first, then those that no stage has rejected.
+
+    Parameters
+    ----------
+    spent
+        The budgets that are used up.
+    """
     rank = {("dft", "passed"): 0, ("dft", "waiting"): 1, ("mlip", "waiting"): 2}
     open_ones = [
         s for s in summaries if (s.get("stage"), s.get("status")) in rank and s.get("target_error") is not None
@@ -444,6 +454,9 @@ def best_candidates(summaries: Iterable[Record], methods: dict[str, str]) -> lis
                 round=summary["round"],
                 spacegroup=f"{group['symbol']} ({group['number']})" if group else "",
                 crystal=crystal_text(summary),
+                waits_for={summary["stage"]: beyond_budget(summary, spent) or "waiting"}
+                if summary["status"] == "waiting"
+                else {},
                 born_stable=summary.get("born_stable"),
                 flags=list(summary.get("flags") or []),
             )

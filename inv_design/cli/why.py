@@ -26,7 +26,7 @@ def why(settings: Settings, id_: str) -> None:
     """Say why a candidate is where it is.
 
     The first stage that it did not pass, with the rule, the value, the threshold and the protocol behind the value; of
-    one that waits, its place in the queue.
+    one that waits, its place in the queue, or that the budget of its round does not reach it.
     """
     from inv_design.cli.database import open_database
     from inv_design.cli.records import candidate_of
@@ -44,7 +44,10 @@ def why(settings: Settings, id_: str) -> None:
     )
     for stage in answer["stages"]:
         mark, colour = MARKS.get(stage["status"], ("·", "dim"))
-        line = Text.assemble((mark, colour), f" {TITLES[stage['stage']]:<14} {stage['status']:<9} ", _value(stage))
+        said = answer["beyond_budget"] if stage["status"] == "waiting" else None
+        line = Text.assemble(
+            (mark, colour), f" {TITLES[stage['stage']]:<14} {stage['status']:<9} ", said or _value(stage)
+        )
         out.print(line)
         for reason in stage["reasons"]:
             out.print(Text(f"    {reason['rule']}: {reason['message']}"))
@@ -62,6 +65,11 @@ def why(settings: Settings, id_: str) -> None:
 
 def explain(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the stages that a candidate entered with their verdicts, and the deciding one in a sentence."""
+    from inv_design.cli.budgets import beyond_budget, spent_budgets
+    from stores.connection import current
+
+    waits = summary.get("status") == "waiting"
+    beyond = beyond_budget(summary, spent_budgets(current().db, [summary["campaign"]])) if waits else ""
     reasons = [r for r in summary.get("reasons") or [] if isinstance(r, dict)]
     stages = []
     for name in STAGES:
@@ -90,10 +98,11 @@ def explain(summary: dict[str, Any]) -> dict[str, Any]:
             k: summary.get(k)
             for k in ("candidate_id", "structure_id", "formula", "campaign", "round", "stage", "status")
         },
-        "verdict": verdict(summary),
+        "verdict": verdict(summary, beyond),
         "first_failed_stage": summary.get("stage") if summary.get("status") in ("rejected", "failed") else None,
         "first_failure": failure,
-        "queue": place_in_queue(summary) if summary.get("status") == "waiting" else None,
+        "queue": place_in_queue(summary) if waits and not beyond else None,
+        "beyond_budget": beyond or None,
         "stages": stages,
     }
 
@@ -124,14 +133,14 @@ def place_in_queue(summary: dict[str, Any]) -> dict[str, int] | None:
     return {"position": waiting.index(summary["candidate_id"]) + 1, "of": len(waiting)}
 
 
-def verdict(summary: dict[str, Any]) -> str:
-    """Return one sentence: where the candidate stands and the first reason."""
+def verdict(summary: dict[str, Any], beyond: str = "") -> str:
+    """Return one sentence: where the candidate stands and the first reason, or that it is ``beyond`` the budget."""
     stage, status, reason = summary.get("stage"), summary.get("status"), summary.get("reason")
     sentences = {
         "passed": f"passed stage {stage}",
         "rejected": f"rejected at stage {stage}: {reason}",
         "failed": f"failed at stage {stage}: {reason}",
-        "waiting": f"waits for stage {stage}",
+        "waiting": f"no result of stage {stage}: {beyond}" if beyond else f"waits for stage {stage}",
     }
     return sentences.get(str(status), f"{stage}: {status}")
 

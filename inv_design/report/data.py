@@ -34,6 +34,8 @@ class StageCount:
         What judged, such as ``cgcnn``, ``mace-alloy-small`` or ``surrogate (CHGNet E(V))``.
     reasons
         Rule of rejection -> candidates that it rejected first.
+    over_budget
+        How many of those waiting the round's budget does not reach.
     """
 
     stage: str
@@ -44,6 +46,7 @@ class StageCount:
     waiting: int = 0
     method: str = ""
     reasons: dict[str, int] = field(default_factory=dict)
+    over_budget: int = 0
 
 
 @dataclass
@@ -209,6 +212,8 @@ class BestCandidate:
     ----------
     structure, spacegroup
         Of the crystal that ``crystal`` names: ``relaxed by vasp``, ``generated``.
+    waits_for
+        Stage -> ``waiting``, or that the budget does not reach it.
     """
 
     id: str
@@ -221,6 +226,7 @@ class BestCandidate:
     e_above_hull: float | None = None
     flags: list[str] = field(default_factory=list)
     crystal: str = ""
+    waits_for: dict[str, str] = field(default_factory=dict)
 
     @property
     def judged(self) -> StageNumber | None:

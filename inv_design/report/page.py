@@ -139,8 +139,10 @@ def _reasons(stage: StageCount) -> str:
     parts = [f"{escape(rule.replace('_', ' '))} {n}" for rule, n in sorted(stage.reasons.items(), key=lambda i: -i[1])]
     if stage.failed:
         parts.append(f'<span class="warn">failed {stage.failed}</span>')
-    if stage.waiting:
-        parts.append(f"waiting {stage.waiting}")
+    if stage.waiting > stage.over_budget:
+        parts.append(f"waiting {stage.waiting - stage.over_budget}")
+    if stage.over_budget:
+        parts.append(f"beyond the budget {stage.over_budget}")
     return " · ".join(parts) or "-"
 
 
@@ -304,7 +306,10 @@ def _best_row(item: BestCandidate, data: ReportData) -> str:
         item.born_stable
     ]
     flags = "".join(f'<span class="tag">{escape(f)}</span>' for f in item.flags) or "-"
-    stages = "".join(f"<td>{_number(item.numbers, stage, data.target)}</td>" for stage in STAGE_TITLES)
+    stages = "".join(
+        f"<td>{_number(item.numbers, stage, data.target, item.waits_for.get(stage, '-'))}</td>"
+        for stage in STAGE_TITLES
+    )
     hull = (
         f'<span class="method">E above hull {item.e_above_hull:.3f} eV/atom</span>'
         if item.e_above_hull is not None
@@ -319,7 +324,7 @@ def _best_row(item: BestCandidate, data: ReportData) -> str:
     )
 
 
-def _number(numbers: Iterable[StageNumber], stage: str, target: float) -> str:
+def _number(numbers: Iterable[StageNumber], stage: str, target: float, without: str) -> str:
     mine = [n for n in numbers if n.stage == stage and n.value is not None]
     texts = []
     for item in mine:
@@ -330,7 +335,7 @@ def _number(numbers: Iterable[StageNumber], stage: str, target: float) -> str:
         std = f" ± {item.std:.0f}" if item.std is not None and math.isfinite(item.std) else ""
         off = round(100 * (item.value - target) / target)
         texts.append(f'<b>{item.value:.0f}</b>{std}<span class="method">{off:+d} % · {escape(item.method)}</span>')
-    return "".join(texts) or "-"
+    return "".join(texts) or (f'<span class="method">{escape(without)}</span>' if without != "-" else without)
 
 
 def _cell_text(item: BestCandidate) -> str:

@@ -149,6 +149,39 @@ def test_why_gives_the_place_in_the_queue(inv_design: Run, ids: dict[str, Any]) 
     assert answer(inv_design("why", ids["candidates"]["RuW"], "--json"))["queue"] == {"position": 1, "of": 1}
     assert "place 1 of 1" in inv_design("why", ids["candidates"]["RuW"]).stdout
     assert answer(inv_design("why", ids["candidates"]["ReW"], "--json"))["queue"] is None
+    assert answer(inv_design("why", ids["candidates"]["RuW"], "--json"))["beyond_budget"] is None
+
+
+def test_who_is_beyond_the_budget_is_told(
+    written_campaign: tuple[Path, dict[str, Any]], inv_design: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from builders.run import build_campaign
+    from stores.connection import connect
+
+    folder, ids = written_campaign
+    shutil.copytree(folder, tmp_path / "copy")  # the campaign itself is only read
+    monkeypatch.chdir(tmp_path / "copy")
+    with connect("embedded", root=tmp_path / "copy") as connection:
+        campaigns = connection.db["campaigns"]
+        campaigns.update_one({"name": "stiff"}, {"$set": {"config.stages.dft.budget_per_round": 2}})
+        build_campaign("stiff")
+    record = answer(inv_design("why", ids["candidates"]["RuW"], "--json"))
+    assert (record["status"], record["queue"]) == ("waiting", None), "the value of the field is a contract"
+    assert record["beyond_budget"] == "beyond the budget of round 1"
+    text = inv_design("why", ids["candidates"]["RuW"]).stdout
+    assert "waiting   beyond the budget of round 1" in text
+    assert "no result of stage dft: beyond the budget of round 1" in text
+    assert "waits for" not in text
+    assert "beyond the budget" not in inv_design("why", ids["candidates"]["ReTa"]).stdout, "stage II has no budget"
+    rows = {line.split()[1]: line for line in inv_design("query", "--status", "waiting").stdout.splitlines()}
+    assert rows["RuW"].endswith("beyond the budget of round 1")
+    assert rows["TaRe"].endswith(" -")
+    assert inv_design("report", "-o", "r.html").exit_code == 0
+    page = (tmp_path / "copy" / "r.html").read_text()
+    assert "beyond the budget 1" in page, "the funnel"
+    assert '<span class="method">beyond the budget of round 1</span>' in page, "the best candidates"
 
 
 # -- lineage --------------------------------------------------------------------------------------------------------
