@@ -320,9 +320,37 @@ def measure_point(structure: Structure, config: GpawConfig, cutoff: float, k_den
     from inv_design.mechanics.eos import equation_of_state
 
     size = k_grid(structure.to_ase_atoms(), k_density)
-    with GpawCalculator(config.model_copy(update={"cutoff": cutoff, "k_density": k_density}), size=size) as calculator:
+    where = f"{cutoff:g} eV, {k_density:g} k points per 1/Å"
+    settings = config.model_copy(update={"cutoff": cutoff, "k_density": k_density})
+    try:
+        settings = settings.model_copy(update={"spin": spin_of(structure, settings, size)})
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(f"{where}: {error}") from error
+    with GpawCalculator(settings, size=size) as calculator:
         fit = equation_of_state(structure, calculator, n_points=CONVERGENCE_POINTS)
     if fit.error is not None:
-        raise RuntimeError(f"{cutoff:g} eV, {k_density:g} k points per 1/Å: {fit.error}")
+        raise RuntimeError(f"{where}: {fit.error}")
     seconds = sum(evaluation["seconds"] or 0.0 for evaluation in calculator.evaluations)
     return Point(cutoff, k_density, fit.bulk_modulus, fit.v0, seconds, tuple(size))
+
+
+def spin_of(structure: Structure, config: GpawConfig, size: Sequence[int]) -> str:
+    """Return ``on`` or ``off``, by the moment of the crystal as it is: its first volume, compressed, may have lost it.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        If it cannot be computed.
+    """
+    from inv_design.calculators.gpaw_calculator import GpawCalculator
+    from inv_design.calculators.gpaw_settings import is_magnetic
+    from inv_design.mechanics.evaluate import evaluate, to_atoms
+
+    atoms = to_atoms(structure)
+    if config.spin != "auto" or not is_magnetic(atoms.get_chemical_symbols(), config.spin):
+        return config.spin
+    with GpawCalculator(config, size=size) as calculator:
+        (found,) = evaluate(calculator, [atoms])
+    if found.error is not None:
+        raise RuntimeError(found.error)
+    return "on" if calculator.spinpol else "off"

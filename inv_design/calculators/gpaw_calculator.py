@@ -60,7 +60,8 @@ class GpawCalculator(Calculator):
         The grid of k points; ``None``: that of the first crystal, see :func:`~.gpaw_settings.k_grid`.
     spinpol
         Whether to compute with spin; ``None``: as ``config.spin`` says for the first crystal. With ``auto``, crystals
-        that follow one without a moment are computed without spin, in half the time.
+        that follow one without a moment are computed without spin, in half the time: volumes from small to large want
+        ``on`` or ``off``, see :func:`fireworks_specs.backends.gpaw.spin_of`.
     keep
         Whether to read and write kept results.
 

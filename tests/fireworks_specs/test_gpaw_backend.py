@@ -186,6 +186,28 @@ def test_strained_cells_of_a_crystal_that_has_no_moment_are_computed_without_spi
     assert spins == [True] + [False] * (len(spins) - 1)
 
 
+@pytest.mark.parametrize(("lost_below", "magnetic"), [(10.3, True), (12.0, False)])
+def test_the_volumes_of_a_point_have_spin_if_the_crystal_has_a_moment(
+    lost_below: float, magnetic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dft converge` begins with the smallest volume, where the moment is gone: K without it is 1.5 times as large."""
+    from fireworks_specs.backends.gpaw import measure_point
+
+    def compute(self: GpawCalculator, atoms: Atoms, settings: dict[str, Any]) -> dict[str, Any]:
+        n, volume = len(atoms), atoms.get_volume() / len(atoms)
+        moment = max(0.0, volume - lost_below) if settings["spinpol"] else 0.0
+        results = {"energy": n * (0.057 * (volume - 11.0) ** 2 - 0.02 * moment**2), "stress": [0.0] * 6}
+        results |= {"forces": np.zeros((n, 3)).tolist(), "iterations": 1, "seconds": 1.0}
+        return results | ({"magmom": n * moment, "magmoms": [moment] * n} if settings["spinpol"] else {})
+
+    monkeypatch.setattr(GpawCalculator, "_compute", compute)
+    nickel = Structure.from_spacegroup("Fm-3m", Lattice.cubic((4 * 11.3) ** (1 / 3)), ["Ni"], [[0, 0, 0]])
+    found = {s: measure_point(nickel, CHEAP.model_copy(update={"spin": s}), 300, 3) for s in ("auto", "on", "off")}
+    assert found["auto"] == found["on" if magnetic else "off"]
+    if magnetic:
+        assert found["off"].bulk_modulus > 1.2 * found["on"].bulk_modulus
+
+
 def test_a_grid_follows_a_cell_that_relaxes_a_lot(emt: list[dict[str, Any]]) -> None:
     from fireworks_specs.backends.gpaw import measure
 
