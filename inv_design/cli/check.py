@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 State = Literal["ok", "failed", "info"]
 
 SOFTWARE = ("torch", "pymatgen", "ase", "mace-torch", "chgnet", "fireworks", "mongoengine", "maggma", "atomate2")
+GPAW_CURE = "see docs/how-to/gpaw.md, or backend: surrogate"
+VASP_CURE = "set ATOMATE2_VASP_CMD, and PMG_VASP_PSP_DIR in ~/.config/.pmgrc.yaml; see docs/how-to/vasp.md"
 QUEUES = {"Slurm": ("sbatch", "squeue"), "PBS": ("qsub", "qstat")}
 
 
@@ -90,11 +92,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("config", "failed", describe(error), "correct the file, or `inv-design init DIR` for a new one")
     if config is not None or settings.database:
-        yield _try("database", lambda: _database(settings), "correct `database` or --database, or use 'embedded'")
-        yield _try("launchpad", _launchpad, "repair the database first")
+        database = _try("database", lambda: _database(settings), "correct `database` or --database, or use 'embedded'")
+        yield database
+        if database.state == "ok":
+            yield _try("launchpad", _launchpad, "repair the database first")
+            if config is not None:
+                yield _try("campaign", lambda: _campaign(config), "what may change is rounds, database, password_file")
     if config is not None:
         yield _try("data", lambda: _data(config), "correct data.source")
-    yield _try("predictor", _predictor, "install again, or train one: see docs/how-to/own-data.md")
+    yield _try("predictor", lambda: _predictor(config), "choose another, or train one: see docs/how-to/own-data.md")
     yield _try("generator", lambda: _generator(config), "install the generator's package, or choose another")
     names = ["mace-alloy-small"] if config is None else [config.stages.mlip.calculator]
     if config is not None and config.stages.dft.backend == "surrogate":
@@ -134,7 +140,10 @@ def _database(settings: Settings) -> str:
             raise
         # an embedded database that `run` holds can still be read
         connection, busy = open_database(settings, read_only=True), ", in use by another process"
-    counts = {name: connection.db[name].estimated_document_count() for name in ("candidates", "calculations", "models")}
+    names = ("candidates", "calculations", "models")
+    counts = {name: connection.db[name].estimated_document_count() for name in names}
+    labels = connection.db["calculations"].count_documents({"kind": "reference"})
+    counts |= {"calculations": max(0, counts["calculations"] - labels), "reference labels": labels}
     return f"{connection.uri_redacted} ({', '.join(f'{n} {name}' for name, n in counts.items())}{busy})"
 
 
@@ -143,6 +152,14 @@ def _launchpad() -> str:
 
     launchpad = current().launchpad()
     return f"{launchpad.fireworks.count_documents({})} fireworks, {launchpad.workflows.count_documents({})} workflows"
+
+
+def _campaign(config: CampaignConfig) -> str:
+    """Return whether the campaign is in the database; raise ValueError, as `launch` does, if its settings differ."""
+    from fireworks_specs.registration import is_registered
+
+    there = is_registered(config)
+    return "in the database with these settings" if there else "not in the database yet; run or launch starts it"
 
 
 def _data(config: CampaignConfig) -> str:
@@ -161,15 +178,18 @@ def _data(config: CampaignConfig) -> str:
     return f"{config.data.source}: {len(items) - len(bad)} crystals, {len(bad)} unreadable"
 
 
-def _predictor() -> str:
+def _predictor(config: CampaignConfig | None) -> str:
     from pymatgen.core import Lattice, Structure
 
-    from inv_design.predictors.registry import default_predictor
+    from inv_design.predictors.registry import default_predictor, make_predictor, predictor_names
 
+    name = "cgcnn" if config is None else config.stages.predictor.model
+    if name not in predictor_names():
+        make_predictor(name)  # which says what there is
     predictor = default_predictor()
     sample = Structure.from_spacegroup("Im-3m", Lattice.cubic(3.17), ["W"], [[0.0, 0.0, 0.0]])
     value = float(predictor.predict([sample]).values[0])
-    return f"packaged {predictor.name}: bcc W {value:.0f} {predictor.unit} (measured: 310 GPa)"
+    return f"{name}; packaged {predictor.name}: bcc W {value:.0f} {predictor.unit} (measured: 310 GPa)"
 
 
 def _generator(config: CampaignConfig | None) -> str:
@@ -204,21 +224,30 @@ def _label_backend(config: CampaignConfig | None) -> Finding:
         name = "chgnet" if config is None else config.stages.dft.calculator
         return Finding("labels", "info", f"surrogate ({name}): a rehearsal, no DFT")
     if config.stages.dft.backend == "gpaw":
-        return _try("labels", lambda: gpaw_version(config), "see docs/how-to/gpaw.md, or backend: surrogate")
-    return _try(
-        "labels",
-        _vasp,
-        "set ATOMATE2_VASP_CMD, and PMG_VASP_PSP_DIR in ~/.config/.pmgrc.yaml; see atomate2's installation",
-    )
+        return _try("labels", lambda: gpaw_version(config), GPAW_CURE)
+    return _try("labels", _vasp, VASP_CURE)
 
 
 def gpaw_version(config: CampaignConfig) -> str:
     """Return which GPAW computes the labels here, on how many ranks; raise RuntimeError if it cannot."""
     from fireworks_specs.backends.gpaw import require
 
+    if missing := [name for name in ("gpaw", "gpaw-data") if not _installed(name)]:
+        raise RuntimeError(
+            f"{' and '.join(missing)} not installed here: compilers and libraries come from apt-get or your cluster's "
+            "modules, GPAW itself by pip install '.[gpaw]' in a clone of inv-design"
+        )
     require(config.stages.dft.gpaw)
     ranks = config.stages.dft.gpaw.ranks
     return f"gpaw {metadata.version('gpaw')}, {ranks} rank{'' if ranks == 1 else 's'}"
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _vasp() -> str:

@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inv_design.cli.check import Finding, _calculator, _generator, _predictor, _try, gpaw_version
+from inv_design.cli.check import (
+    GPAW_CURE,
+    VASP_CURE,
+    Finding,
+    _calculator,
+    _generator,
+    _predictor,
+    _try,
+    gpaw_version,
+)
 from inv_design.cli.errors import describe
 
 if TYPE_CHECKING:
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
 SCRATCH_GB = 1.0
 """Free disk below which a relaxation or a training may not be able to write its files."""
+WORKER_KEYS = ("name", "category", "query", "env")
 LEARNING, POTENTIAL, LABELS = "train", "mlip", "dft"
 
 
@@ -31,10 +41,12 @@ def examine_worker(settings: Settings, path: Path) -> Iterator[Finding]:
         yield Finding("worker", "failed", describe(error), "correct the file; `inv-design init` writes examples")
         return
     yield Finding("worker", "ok", f"{path}: {name!r} takes {', '.join(categories)}")
-    yield _try("database", lambda: _database(settings), "correct `database` or --database; workers need a server")
-    yield _try("launchpad", lambda: _launchpad(path), "correct my_launchpad.yaml, or repair the database first")
-    yield _try("writing", _writing, "have a curator give this user the role worker: `inv-design db users`")
-    yield _try("clock", _clock, "set this machine's clock by NTP")
+    database = _try("database", lambda: _database(settings), "correct `database` or --database; workers need a server")
+    yield database
+    if database.state == "ok":
+        yield _try("launchpad", lambda: _launchpad(path), "correct my_launchpad.yaml, or repair the database first")
+        yield _try("writing", _writing, "have a curator give this user the role worker: `inv-design db users`")
+        yield _try("clock", _clock, "set this machine's clock by NTP")
     yield _try("scratch", _scratch, "free disk, or start the worker in another folder")
     try:
         config = settings.load_config()
@@ -48,7 +60,7 @@ def examine_worker(settings: Settings, path: Path) -> Iterator[Finding]:
     else:
         calculators = []
     if LEARNING in categories:
-        yield _try("predictor", _predictor, "install again, or train one: see docs/how-to/own-data.md")
+        yield _try("predictor", lambda: _predictor(config), "choose another, or train one: see docs/how-to/own-data.md")
         yield _try("generator", lambda: _generator(config), "install the generator's package, or choose another")
     if LABELS in categories and config.stages.dft.backend == "surrogate":
         calculators.append(config.stages.dft.calculator)
@@ -78,6 +90,10 @@ def read_worker(path: Path) -> tuple[str, list[str]]:
         raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(raw, dict) or "name" not in raw:
         raise ValueError(f"{path} is no worker: it has no name")
+    if other := [
+        str(key) for key in raw if key not in WORKER_KEYS and not str(key).startswith("_")
+    ]:  # FireWorks would read past it
+        raise ValueError(f"{path} is no worker: it has {other[0]!r}; a worker has {', '.join(WORKER_KEYS)}")
     given = raw.get("category") or known
     categories = [given] if isinstance(given, str) else list(given)
     if unknown := [category for category in categories if category not in known]:
@@ -213,10 +229,14 @@ def _labels(config: CampaignConfig) -> Iterator[Finding]:
     if backend == "surrogate":
         yield Finding("labels", "info", f"surrogate ({config.stages.dft.calculator}): a rehearsal, no DFT")
     elif backend == "gpaw":
-        yield _try("labels", lambda: gpaw_version(config), "see docs/how-to/gpaw.md, or backend: surrogate")
-        yield _missing("setups", config, _gpaw_setups, "`gpaw install-data DIR`, or exclude them")
+        gpaw = _try("labels", lambda: gpaw_version(config), GPAW_CURE)
+        yield gpaw
+        if gpaw.state == "ok":
+            yield _missing(
+                "setups", config, _gpaw_setups, "install gpaw-data again (docs/how-to/gpaw.md), or exclude them"
+            )
     else:
-        yield _try("labels", _vasp, "set ATOMATE2_VASP_CMD and PMG_VASP_PSP_DIR; see atomate2's installation")
+        yield _try("labels", _vasp, VASP_CURE)
         yield _try("custodian", _custodian, "pip install custodian")
         yield _missing("potcars", config, _potcars, "`pmg config -p` with your POTCARs, or exclude them")
 
@@ -256,9 +276,8 @@ def _missing(part: str, config: CampaignConfig, have: Any, cure: str) -> Finding
 
 
 def _gpaw_setups() -> set[str]:
-    module = importlib.import_module("gpaw")
-    folders = [Path(folder) for folder in module.setup_paths]
-    return {path.name.split(".")[0] for folder in folders for path in folder.glob("*.PBE*")}
+    folder = Path(importlib.import_module("gpaw_data").datapath())  # the only one that calculations use
+    return {path.name.split(".")[0] for path in folder.glob("*.PBE*")}
 
 
 def _potcars() -> set[str]:
