@@ -43,6 +43,11 @@ SLURM_FATES: Mapping[str, Fate] = {
     **dict.fromkeys(("NODE_FAIL", "BOOT_FAIL"), "node_failed"),
 }
 SLURM_OOM_SIGNAL = 125
+SCONTROL_IDS = re.compile(
+    r"JobId=(\d+)(?: ArrayJobId=(\d+) ArrayTaskId=(\S+))?(?: ArrayTaskThrottle=\d+)?"
+    r"(?: HetJobId=(\d+) HetJobOffset=(\d+))?"
+)
+SCONTROL_STATE = re.compile(r"(?<!\S)JobState=(\S+) Reason=(\S*)")
 SQUEUE_FORMAT = "%A|%i|%T|%r|%N"
 SACCT_FORMAT = "JobIDRaw,JobID,State,ExitCode,NodeList"
 
@@ -151,9 +156,9 @@ class Slurm:
         """See :class:`Scheduler`."""
         wanted = sorted(set(ids))
         jobs = self._squeue(wanted) if wanted else {}
-        for job in [job for job in jobs.values() if job.ended][:DETAILED]:
+        for job in [job for job in jobs.values() if job.ended and job.id in wanted][:DETAILED]:
             code, out, _ = call(["scontrol", "--oneliner", "show", "job", job.id])
-            if code == 0 and (detailed := parse_scontrol(out)) is not None:
+            if code == 0 and (detailed := parse_scontrol(out, job.id)) is not None:
                 jobs[job.id] = detailed
         forgotten = [job_id for job_id in wanted if job_id not in jobs]
         return Queue(self.name, self._cluster(), {**self._sacct(forgotten), **jobs})
@@ -205,15 +210,26 @@ def parse_squeue(text: str) -> dict[str, Job]:
     return jobs
 
 
-def parse_scontrol(text: str) -> Job | None:
-    """Return the job of one line of ``scontrol --oneliner show job``; ``None`` if it is none."""
-    found = dict(re.findall(r"(?<!\S)(JobId|JobState|Reason|ExitCode|NodeList)=(\S*)", text))
-    if "JobId" not in found or "JobState" not in found:
-        return None
-    reason = found.get("Reason", "None")
-    said = found["JobState"] if reason == "None" else f"{found['JobState']} ({reason})"
-    hosts = found.get("NodeList", "").replace("(null)", "")
-    return _slurm_job(found["JobId"], found["JobState"], said, hosts, found.get("ExitCode", ""))
+def parse_scontrol(text: str, job_id: str | None = None) -> Job | None:
+    """Return a job from ``scontrol --oneliner show job``: the one of an id, else the first; ``None`` if there is none.
+
+    For the first id of an array, or of a heterogeneous job, scontrol prints every part, each on its line.
+    """
+    for line in text.splitlines():
+        # a job's name comes before its state, comment and folders after: they are its user's own words
+        ids, state = SCONTROL_IDS.match(line), SCONTROL_STATE.search(line)
+        if ids is None or state is None:
+            continue
+        raw, array, task, leader, offset = ids.groups()
+        if job_id not in (None, raw, f"{array}_{task}", f"{leader}+{offset}"):
+            continue
+        told: dict[str, str] = {}
+        for key, value in re.findall(r"(?<!\S)(ExitCode|NodeList)=(\S*)", line[state.end() :]):
+            told.setdefault(key, value)
+        said = state[1] if state[2] == "None" else f"{state[1]} ({state[2]})"
+        hosts = told.get("NodeList", "").replace("(null)", "")
+        return _slurm_job(job_id or raw, state[1], said, hosts, told.get("ExitCode", ""))
+    return None
 
 
 def parse_sacct(text: str) -> dict[str, Job]:

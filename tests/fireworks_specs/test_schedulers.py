@@ -58,6 +58,34 @@ def test_a_real_scontrol() -> None:
     assert parse_scontrol("slurm_load_jobs error: Invalid job id specified") is None
 
 
+PARTS = """\
+JobId=125 ArrayJobId=125 ArrayTaskId=3 JobName=my job UserId=a(1) JobState=OUT_OF_MEMORY Reason=OutOfMemory ExitCode=0:125 NodeList=n3
+JobId=127 ArrayJobId=125 ArrayTaskId=2 JobName=w UserId=a(1) JobState=COMPLETED Reason=None ExitCode=0:0 NodeList=n2
+JobId=126 ArrayJobId=125 ArrayTaskId=1 JobName=w UserId=a(1) JobState=RUNNING Reason=None ExitCode=0:0 NodeList=n1
+JobId=200 HetJobId=200 HetJobOffset=0 JobName=w UserId=a(1) JobState=TIMEOUT Reason=None ExitCode=0:0 NodeList=n4
+JobId=201 HetJobId=200 HetJobOffset=1 JobName=w UserId=a(1) JobState=RUNNING Reason=None ExitCode=0:0 NodeList=n5
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("job_id", "fate", "host"),
+    [("125", "out_of_memory", "n3"), ("125_3", "out_of_memory", "n3"), ("126", "running", "n1"),
+     ("200", "timeout", "n4"), ("200+1", "running", "n5")],
+)  # fmt: skip
+def test_of_the_parts_of_a_job_each_has_its_own_line(job_id: str, fate: str, host: str) -> None:
+    job = parse_scontrol(PARTS, job_id)
+    assert job is not None
+    assert (job.id, job.fate, job.hosts) == (job_id, fate, host)
+    assert parse_scontrol(PARTS, "12") is None
+
+
+def test_what_a_user_writes_is_no_state() -> None:
+    line = "JobId=9 JobName=a JobState=RUNNING b UserId=a(1) JobState=FAILED Reason=None ExitCode=1:0 NodeList=n "
+    job = parse_scontrol(f"{line}Command=/x Comment=JobState=RUNNING Reason=None ExitCode=0:9 NodeList=m")
+    assert job is not None
+    assert (job.said, job.hosts) == ("FAILED, exit code 1", "n")
+
+
 def test_a_suspended_job_neither_runs_nor_waits_for_its_start() -> None:
     assert parse_squeue("12|12|SUSPENDED|None|node1\n")["12"].fate == "suspended"
     assert parse_qstat("Job Id: 12.pbs1\n    job_state = S\n")["12"].fate == "suspended"
