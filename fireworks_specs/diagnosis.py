@@ -125,7 +125,7 @@ def _judge_reserved(facts: Facts) -> tuple[Verdict, str]:
     if facts.asked and job is None and (facts.age is None or facts.age > SUBMITTED_SECONDS):
         _, why = _gone(facts.log, f"{name} is not in the queue")
         return "never_started", why
-    return "unknown", f"{name} is in another scheduler's hands, or none answers here"
+    return "unknown", f"{name} was submitted on another machine, or no scheduler answers here"
 
 
 def _ended(job: Job, log: tuple[Fate, str] | None) -> tuple[Verdict, str]:

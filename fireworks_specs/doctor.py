@@ -192,9 +192,9 @@ class Doctor:
     def _job_of(self, launch: dict[str, Any], claim: dict[str, Any] | None, now: datetime) -> dict[str, Any]:
         """Return the job that a launch runs in or waits for: ``id``, and what a worker told about it.
 
-        ``here`` says that it was submitted on this machine, or from a folder that is seen from here. The name of a log
-        beside a launch is a guess, the log may be another job's: it only tells of workers that nobody heard of for a
-        lease.
+        ``here`` says that it was submitted on this machine. A folder that is seen from here is none of its signs: two
+        clusters may share it, and each count its jobs from 1. The name of a log beside a launch is a guess, the log may
+        be another job's: it only tells of workers that nobody heard of for a lease.
         """
         from stores.claims import lease_seconds
 
@@ -202,16 +202,14 @@ class Doctor:
         told = worker.get("job")
         if told and told.get("id"):
             return dict(told)
-        folder = Path(launch.get("launch_dir") or "")
-        here = launch.get("host") == socket.gethostname() or (bool(launch.get("launch_dir")) and folder.is_dir())
         reserved = [entry["reservation_id"] for entry in launch.get("state_history") or [] if "reservation_id" in entry]
         if reserved:
-            return {"id": str(reserved[-1]), "here": here}
+            return {"id": str(reserved[-1]), "here": launch.get("host") == socket.gethostname()}
         since = recovery.launched_at(launch)
         silent = since is not None and (now - since).total_seconds() > lease_seconds()
         heard_of = claim is not None or worker or launch.get("state") != "RUNNING"
         if launch.get("launch_dir") and silent and not heard_of:
-            ids = {job_id_of_log(path) for path in job_logs(folder)} - {None}
+            ids = {job_id_of_log(path) for path in job_logs(Path(launch["launch_dir"]))} - {None}
             if len(ids) == 1:
                 return {"id": ids.pop(), "here": True}
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -324,7 +325,7 @@ def test_what_lives_waits_or_is_done_is_left_alone(connection: Connection) -> No
 def test_a_reserved_firework_is_judged_by_its_job(connection: Connection, tmp_path: Path) -> None:
     launchpad = connection.launchpad()
     launchpad.bulk_add_wfs([chain()])
-    firework, launch_id = launchpad.reserve_fw(FWorker(), str(tmp_path), host="login1")
+    firework, launch_id = launchpad.reserve_fw(FWorker(), str(tmp_path), host=socket.gethostname())
     launchpad.set_reservation_id(launch_id, "12")
     age(connection, 1)
     waiting = Doctor(connection, scheduler=Answers(job("waiting", "PENDING (Priority)"))).examine()
@@ -334,9 +335,10 @@ def test_a_reserved_firework_is_judged_by_its_job(connection: Connection, tmp_pa
     [case] = doctor.examine()
     assert case.verdict == "never_started"
     assert "job 12 is not in the queue" in case.why
-    # of another cluster, whose folders are not seen from here, nothing is known
-    connection.db["launches"].update_many({}, {"$set": {"launch_dir": "/nowhere/at/all"}})
-    assert [case.verdict for case in doctor.examine()] == ["unknown"]
+    # of another cluster, which may share its folders with this one, nothing is known
+    connection.db["launches"].update_many({}, {"$set": {"host": "login-of-another"}})
+    for other in (doctor, Doctor(connection, scheduler=Answers(job("completed")))):
+        assert [case.verdict for case in other.examine()] == ["unknown"]
     assert doctor.cure(case).action == "rerun"
     assert connection.db["fireworks"].find_one({"fw_id": firework.fw_id})["state"] == "READY"
 
