@@ -142,10 +142,16 @@ def work_of(job: Job) -> str | None:
 
 
 def adopt(job: Job, work: str, store: JobStore) -> Any:
-    """Return the output of the same work if the store has it, and store it as this job's; ``None`` if it has not."""
+    """Return the output of the same work if the store has it, and store it as this job's; ``None`` if it has not.
+
+    A VASP run that was stopped before its end has not done the work, although it calls itself successful.
+    """
     from monty.json import MontyDecoder
 
-    found = store.docs_store.query_one({"metadata.work": work}, sort={"completed_at": 1})
+    from fireworks_specs.backends.vasp_failures import WALLTIME
+
+    whole = {"output.custodian.corrections.handler.@class": {"$nin": list(WALLTIME)}}
+    found = store.docs_store.query_one({"metadata.work": work, **whole}, sort={"completed_at": 1})
     if found is None:
         return None
     LOG.info("%s was done before (job %s)", job.name, found["uuid"])

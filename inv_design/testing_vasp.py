@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ class Run:
         Divisions, irreducible k points (fractional) and their weights.
     electronic
         Steps of each electronic loop: NELM if it did not converge.
+    relaxed
+        Whether the ions came to where they belong.
     """
 
     incar: dict[str, Any]
@@ -67,6 +70,7 @@ class Run:
     weights: Any
     electronic: int
     steps: list[IonicStep] = field(default_factory=list)
+    relaxed: bool = False
     started: float = field(default_factory=time.time)
 
 
@@ -154,7 +158,7 @@ def prepare(folder: Path) -> Run:
     incar = read_incar((folder / "INCAR").read_text())
     atoms = read_vasp(str(folder / "POSCAR"))
     potcars = re.findall(r"TITEL\s*=\s*(.+)", (folder / "POTCAR").read_text())
-    species = list(dict.fromkeys(atoms.symbols))
+    species = [symbol for symbol, _ in groupby(atoms.symbols)]  # POSCAR may name an element again
     titles = [title.split()[1].split("_")[0] for title in potcars]
     if titles != species:
         raise ValueError(f"POTCAR is of {titles}, POSCAR of {species}")
@@ -220,7 +224,7 @@ def irreducible(atoms: Atoms, grid: Iterable[int]) -> tuple[Any, Any]:
 
 
 def move(run: Run, *, limit: int | None = None) -> None:
-    """Evaluate the crystal, and relax it as INCAR says; each ionic step is added to the run."""
+    """Evaluate the crystal, and relax it as INCAR says, until there is a STOPCAR; add each ionic step to the run."""
     from ase.filters import FrechetCellFilter
     from ase.optimize import BFGS
 
@@ -240,7 +244,8 @@ def move(run: Run, *, limit: int | None = None) -> None:
     for done, converged in enumerate(optimiser.irun(fmax=abs(threshold) if threshold < 0 else 1e-8, steps=steps - 1)):
         record(run, atoms)
         change = abs(run.steps[-1].energy - run.steps[-2].energy) if done else float("inf")
-        if converged or (threshold > 0 and change < threshold):
+        run.relaxed = bool(converged or (threshold > 0 and change < threshold))
+        if run.relaxed or Path("STOPCAR").exists():
             return
 
 

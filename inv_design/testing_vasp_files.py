@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -39,7 +40,7 @@ def write_outputs(folder: Path, run: Run, *, complete: bool) -> None:
     if complete:
         write_vasp(str(folder / "CONTCAR"), run.steps[-1].atoms, direct=True, vasp5=True)
     print(f" running {VERSION}, {PLATFORM}: energies of {run.calculator}", *oszicar_lines(run), sep="\n", flush=True)
-    if complete and len(run.steps) < int(run.incar.get("NSW", 0)):
+    if complete and run.relaxed:
         print(" reached required accuracy - stopping structural energy minimisation", flush=True)
 
 
@@ -97,7 +98,7 @@ def outcar_lines(run: Run, *, complete: bool) -> Iterator[str]:
         yield f"  energy  without entropy= {step.energy:18.8f}  energy(sigma->0) = {step.energy:18.8f}"
     if not complete:
         return
-    if len(run.steps) < int(run.incar.get("NSW", 0)):
+    if run.relaxed:
         yield " reached required accuracy - stopping structural energy minimisation"
     seconds = time.time() - run.started
     yield " General timing and accounting informations for this job:"
@@ -170,14 +171,14 @@ def _kpoints(run: Run) -> Iterator[str]:
 
 
 def _atoms(run: Run) -> Iterator[str]:
-    symbols = list(run.atoms.symbols)
-    species = list(dict.fromkeys(symbols))
-    yield f" <atominfo>\n  <atoms>{len(run.atoms)}</atoms>\n  <types>{len(species)}</types>"
+    types = [(symbol, len(list(group))) for symbol, group in groupby(run.atoms.symbols)]
+    yield f" <atominfo>\n  <atoms>{len(run.atoms)}</atoms>\n  <types>{len(types)}</types>"
     yield '  <array name="atoms"><dimension dim="1">ion</dimension><field type="string">element</field><set>'
-    yield from (f"   <rc><c>{symbol}</c><c>{species.index(symbol) + 1}</c></rc>" for symbol in symbols)
+    for number, (symbol, count) in enumerate(types, start=1):
+        yield from (f"   <rc><c>{symbol}</c><c>{number}</c></rc>" for _ in range(count))
     yield '  </set></array>\n  <array name="atomtypes"><dimension dim="1">type</dimension><set>'
-    for symbol, title in zip(species, run.potcars, strict=True):
-        yield f"   <rc><c>{symbols.count(symbol)}</c><c>{symbol}</c><c>0.0</c><c>10.0</c><c>{escape(title)}</c></rc>"
+    for (symbol, count), title in zip(types, run.potcars, strict=True):
+        yield f"   <rc><c>{count}</c><c>{symbol}</c><c>0.0</c><c>10.0</c><c>{escape(title)}</c></rc>"
     yield "  </set></array>\n </atominfo>"
 
 

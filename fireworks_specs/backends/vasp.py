@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fireworks_specs.backends.atomate import AtomateElastic, record_of
+from inv_design.mechanics.stages import failed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,8 +87,12 @@ class Vasp(AtomateElastic):
 
     def record(self, documents: Sequence[Any]) -> dict[str, Any]:
         """Return the record of a finished flow's outputs, with energies, and frames for potentials to learn from."""
+        from fireworks_specs.backends.vasp_failures import is_cut
+
         record = record_of(documents)
         runs = [d for d in documents if getattr(d, "calcs_reversed", None)]
+        if cut := sorted({str(run.task_label) for run in runs if is_cut(run)}):
+            return failed(f"{', '.join(cut)}: stopped before the job's wall time was over") | {"reason": "out_of_time"}
         relaxed = [run for run in runs if str(run.task_label).startswith(RELAXATION)]
         if record["state"] == "completed" and relaxed:
             first, last = relaxed[0], relaxed[-1]
@@ -111,14 +117,12 @@ class Vasp(AtomateElastic):
         import shutil
 
         from atomate2 import SETTINGS
-        from pymatgen.core import SETTINGS as PYMATGEN
 
         command = shlex.split(SETTINGS.VASP_CMD)
         for program in dict.fromkeys(command[:1] + command[-1:]):  # what launches, and VASP
             if shutil.which(program) is None:
                 raise RuntimeError(f"VASP_CMD is {SETTINGS.VASP_CMD!r}, but {program!r} is not on this worker's PATH")
-        if not PYMATGEN.get("PMG_VASP_PSP_DIR"):
-            raise RuntimeError("PMG_VASP_PSP_DIR is not set; run `pmg config -p` with your POTCARs")
+        require_potcars()
         if others := sorted(tag for tag in SETTINGS.VASP_INCAR_UPDATES if tag.upper() not in PARALLEL):
             raise RuntimeError(
                 f"ATOMATE2_VASP_INCAR_UPDATES sets {', '.join(others)}, which the protocol does not know; take them "
@@ -129,6 +133,36 @@ class Vasp(AtomateElastic):
                 f"ATOMATE2_VASP_HANDLE_UNSUCCESSFUL is {SETTINGS.VASP_HANDLE_UNSUCCESSFUL!r}, with which runs that did "
                 "not converge would become labels; take it out of the environment or ~/.atomate2.yaml"
             )
+
+
+def potcar_folder() -> Path:
+    """Return the folder of this worker's POTCARs of the protocol's release, where pymatgen looks for them.
+
+    Raises
+    ------
+    RuntimeError
+        If no setting says where POTCARs are.
+    """
+    from pymatgen.core import SETTINGS
+    from pymatgen.io.vasp import PotcarSingle
+
+    if not (place := SETTINGS.get("PMG_VASP_PSP_DIR")):
+        raise RuntimeError("PMG_VASP_PSP_DIR is not set; run `pmg config -p` with your POTCARs")
+    named: dict[str, str] = SETTINGS.get("PMG_VASP_PSP_SUB_DIRS") or {}
+    return Path(place).expanduser() / named.get(POTCARS, PotcarSingle.functional_dir[POTCARS])
+
+
+def require_potcars() -> None:
+    """Raise RuntimeError with the cure if this worker has no POTCARs of the protocol's release at all."""
+    folder = potcar_folder()
+    try:
+        found = any(folder.iterdir())
+    except OSError as error:
+        raise RuntimeError(
+            f"no POTCARs of {POTCARS} on this worker: {folder}: {error.strerror}; mount it, or correct PMG_VASP_PSP_DIR"
+        ) from error
+    if not found:
+        raise RuntimeError(f"no POTCARs of {POTCARS} on this worker: {folder} is empty; run `pmg config -p`")
 
 
 def frame_of(run: Any) -> dict[str, Any]:
@@ -148,12 +182,13 @@ def handlers() -> list[Any]:
     import os
 
     from atomate2.vasp.run import DEFAULT_HANDLERS
-    from custodian.vasp.handlers import WalltimeHandler
+
+    from fireworks_specs.backends.vasp_walltime import StopBeforeWalltime
 
     if (left := _seconds_left(os.environ)) is None:
         return list(DEFAULT_HANDLERS)
     os.environ.pop("CUSTODIAN_WALLTIME_START", None)  # an earlier flow of this process; ``left`` counts from now
-    return [*DEFAULT_HANDLERS, WalltimeHandler(wall_time=left)]
+    return [*DEFAULT_HANDLERS, StopBeforeWalltime(wall_time=left)]
 
 
 def _seconds_left(environment: Any) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,12 +11,10 @@ if TYPE_CHECKING:
 
     from fireworks_specs.flows import JobFailed
 
-MEMORY = re.compile(
-    r"oom.?kill|out of memory|would exceed memory limit|cannot allocate memory|insufficient virtual", re.I
-)
-TIME = re.compile(r"DUE TO TIME LIMIT|walltime .*exceeded", re.I)
-DISK = re.compile(r"no space left|disk quota exceeded|input/output error|stale (NFS )?file handle", re.I)
+WALLTIME = ("WalltimeHandler", "StopBeforeWalltime")
+"""Of custodian, and ours: the handlers whose run was stopped before it came to its end."""
 FINISHED = "General timing and accounting"
+CONVERGED = "reached required accuracy - stopping structural energy minimisation"
 TAIL = 20_000  # characters of a log that are looked at
 TAIL_SHOWN = 500  # and that an error shows
 
@@ -25,14 +22,16 @@ TAIL_SHOWN = 500  # and that an error shows
 def failure_of(failed: JobFailed) -> tuple[str, str]:
     """Return (reason, error in one line) of a job that failed; the reason is one of ``FAILURES``.
 
-    What the logs say of memory, time and disk comes first: a job that is killed for one of them ends like any other
-    that is killed. Then what custodian tried: what it could not correct lasts.
+    What the logs say of memory and time comes first: a job that is killed for one of them ends like any other that is
+    killed. Then whether VASP started, and what became of the disk. Then what custodian tried: what it could not correct
+    lasts.
 
     Raises
     ------
     RuntimeError
-        If VASP never started: that is the worker's fault, and no crystal's.
+        If VASP never started, or there are no POTCARs: that is the worker's fault, and no crystal's.
     """
+    from fireworks_specs.backends.vasp import require_potcars
     from inv_design.screening.retries import reason_of
 
     cause = failed.__cause__ or failed
@@ -42,19 +41,23 @@ def failure_of(failed: JobFailed) -> tuple[str, str]:
     corrections = custodian_corrections(folder)
     handlers = [correction["handler"] for correction in corrections]
     errors = sorted({error for correction in corrections for error in correction["errors"]})
+    if any(name in WALLTIME for name in handlers):
+        return "out_of_time", f"{failed.name}: VASP was stopped before the job's wall time was over"
     if errors:
         text += f" (custodian met: {', '.join(errors)})"
-    if MEMORY.search(logs) or "out_of_memory" in errors:
-        return "out_of_memory", text
-    if TIME.search(logs) or "WalltimeHandler" in handlers:
-        return "out_of_time", text
-    if DISK.search(f"{text} {logs}"):
-        return "not_available", text
+    told = "out_of_memory" if "out_of_memory" in errors else reason_of(logs)
+    if told in ("out_of_memory", "out_of_time"):
+        return told, text
     kind = type(cause).__name__
     called = kind in ("ValidationError", "ReturnCodeError") or isinstance(cause, OSError)
     if called and (folder / "vasp.out").exists() and not started(folder):
         said = " ".join(" ".join(read(folder / name)[-TAIL_SHOWN:] for name in ("vasp.out", "std_err.txt")).split())
         raise RuntimeError(f"VASP does not start on this worker: {said or text} (in {folder})") from failed
+    if isinstance(cause, FileNotFoundError) and "PMG_VASP_PSP_DIR" in str(cause):  # pymatgen's, before VASP is called
+        require_potcars()
+        told = "not_available"  # an element's, which another worker may have
+    if "not_available" in (told, reason_of(text)):
+        return "not_available", text
     if kind in ("ValidationError", "ReturnCodeError"):
         if FINISHED in read(folder / "OUTCAR")[-TAIL:]:
             return ("truncated_output" if kind == "ValidationError" else "error"), text
@@ -68,6 +71,19 @@ def started(folder: Path) -> bool:
     if outcar is None or incar is None:
         return outcar is not None
     return outcar.stat().st_mtime_ns > incar.stat().st_mtime_ns
+
+
+def has_converged(folder: Path) -> bool:
+    """Return whether a relaxation's OUTCAR says that the ions are where they belong, and came to its end."""
+    outcar = read(folder / "OUTCAR")
+    return CONVERGED in outcar and FINISHED in outcar[-TAIL:]
+
+
+def is_cut(run: Any) -> bool:
+    """Return whether a VASP run of the JobStore was stopped before its end; it calls itself successful."""
+    found = [c.get("handler") for entry in getattr(run, "custodian", None) or () for c in entry.corrections or ()]
+    names = [h.get("@class") if isinstance(h, dict) else type(h).__name__ for h in found]  # from the JobStore: objects
+    return any(name in WALLTIME for name in names)
 
 
 def convergence_of(folder: Path) -> str | None:

@@ -281,11 +281,11 @@ def _gpaw_setups() -> set[str]:
 
 
 def _potcars() -> set[str]:
-    from pymatgen.core import SETTINGS
+    from fireworks_specs.backends.vasp import potcar_folder
 
-    folder = Path(str(SETTINGS.get("PMG_VASP_PSP_DIR") or "nowhere"))
-    names = {path.name for path in folder.glob("POT_GGA_PAW_PBE*/POTCAR.*")}
-    names |= {f"POTCAR.{path.parent.name}" for path in folder.glob("POT_GGA_PAW_PBE*/*/POTCAR*")}
+    folder = potcar_folder()
+    names = {path.name for path in folder.glob("POTCAR.*")}
+    names |= {f"POTCAR.{path.parent.name}" for path in folder.glob("*/POTCAR*")}
     return {name.split(".")[1].split("_")[0] for name in names}
 
 

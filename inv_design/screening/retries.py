@@ -16,18 +16,26 @@ LASTING = ("electronic_nonconvergence", "ionic_nonconvergence", "unphysical", "e
 
 FAILURES = (*PASSING, *LASTING)
 
-
-ERRORS = {
-    r"OutOfMemory|MemoryError|out of memory|Cannot allocate": "out_of_memory",
-    r"worker process died|BrokenProcessPool": "killed",
-    r"No space left|Disk quota exceeded|Stale file handle|Input/output error": "not_available",
-}
-"""Expression that an error's text matches -> the reason."""
+ERRORS = (
+    (
+        r"OutOfMemory|MemoryError|bad_alloc|out of memory|cannot allocate|insufficient virtual|oom.?kill"
+        r"|exceed\w* (\w+ )?memory limit|mem \w+ exceeded limit",
+        "out_of_memory",
+    ),
+    (r"due to time limit|walltime .*exceeded", "out_of_time"),
+    (r"worker process died|BrokenProcessPool", "killed"),
+    (
+        r"no space left|disk quota exceeded|stale (NFS )?file handle|input/output error|remote i/o error"
+        r"|read-only file system|transport endpoint|permission denied",
+        "not_available",
+    ),
+)
+"""Expression that the text of an error, or a log, matches in any case -> the reason; the first one counts."""
 
 
 def reason_of(error: str | None) -> str:
     """Return what kind of failure an error's text tells of; ``error`` where it tells nothing."""
-    return next((reason for pattern, reason in ERRORS.items() if re.search(pattern, error or "")), "error")
+    return next((reason for pattern, reason in ERRORS if re.search(pattern, error or "", re.IGNORECASE)), "error")
 
 
 def may_pass(calculation: Mapping[str, Any]) -> bool:

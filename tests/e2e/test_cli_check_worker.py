@@ -105,6 +105,18 @@ def test_dft_needs_programs_and_potentials(check: Check, monkeypatch: pytest.Mon
     assert found["potcars"]["state"] == "failed"
 
 
+def test_potcars_of_another_release_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymatgen.core import SETTINGS
+
+    from inv_design.testing_vasp import write_potcars
+
+    monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", str(tmp_path))
+    write_potcars(tmp_path, ["Al"], "POT_GGA_PAW_PBE")
+    assert check_worker._potcars() == set()
+    write_potcars(tmp_path, ["Ni_pv"])
+    assert check_worker._potcars() == {"Ni"}
+
+
 @pytest.mark.wire
 def test_clocks_files_and_rights(
     check: Check, wire_connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

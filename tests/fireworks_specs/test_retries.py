@@ -66,6 +66,26 @@ def test_what_an_error_tells() -> None:
     assert set(PASSING).isdisjoint(LASTING)
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.", "out_of_memory"),
+        ("srun: error: n3: task 5: Out Of Memory", "out_of_memory"),
+        ("slurmstepd: error: Exceeded job memory limit", "out_of_memory"),
+        ("slurmstepd: error: Job 4 exceeded memory limit (9 > 8), being killed", "out_of_memory"),
+        ("=>> PBS: job killed: mem 8396kb exceeded limit 8388kb", "out_of_memory"),
+        ("WARNING: a locked memory limit of 64 kB is low", "error"),
+        ("slurmstepd: error: *** STEP 1.0 ON n3 CANCELLED AT 2026-11-22T04:00 DUE TO TIME LIMIT ***", "out_of_time"),
+        ("OSError: [Errno 30] Read-only file system: 'gpaw.txt'", "not_available"),
+        ("OSError: [Errno 107] Transport endpoint is not connected: '/scratch/u'", "not_available"),
+        ("PermissionError: [Errno 13] Permission denied: '/scratch/u/INCAR'", "not_available"),
+        (None, "error"),
+    ],
+)
+def test_what_slurm_and_file_systems_say_may_pass(said: str | None, reason: str) -> None:
+    assert reason_of(said) == reason
+
+
 # -- a campaign -------------------------------------------------------------------------------------------------------
 
 

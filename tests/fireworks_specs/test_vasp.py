@@ -12,7 +12,7 @@ from custodian.custodian import ReturnCodeError
 from pymatgen.core import Lattice, Structure
 
 from fireworks_specs.backends.vasp import INCAR, OURS, PAPER, Vasp
-from fireworks_specs.backends.vasp_failures import FINISHED, failure_of
+from fireworks_specs.backends.vasp_failures import CONVERGED, FINISHED, WALLTIME, failure_of, is_cut
 from fireworks_specs.flows import JobFailed
 from fireworks_specs.ingestion import ingest_outputs
 from inv_design import testing_vasp
@@ -89,9 +89,17 @@ def test_a_worker_says_what_it_lacks(vasp: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(RuntimeError, match=f"VASP_HANDLE_UNSUCCESSFUL is {accepting}.* would become labels"):
             Vasp().require()
     monkeypatch.setattr(ATOMATE2, "VASP_HANDLE_UNSUCCESSFUL", "error")
-    monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", None)
-    with pytest.raises(RuntimeError, match="PMG_VASP_PSP_DIR is not set"):
-        Vasp().require()
+    old = testing_vasp.write_potcars(vasp / "old", ["Cu"], "POT_GGA_PAW_PBE")
+    (empty := vasp / "empty" / "POT_GGA_PAW_PBE_54").mkdir(parents=True)
+    for folder, said in (
+        (None, "PMG_VASP_PSP_DIR is not set"),
+        ("/not/mounted", "no POTCARs of PBE_54 on this worker: /not/mounted/POT_GGA_PAW_PBE_54: No such file"),
+        (str(old), "no POTCARs of PBE_54 .*No such file"),
+        (str(empty.parent), "is empty"),
+    ):
+        monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", folder)
+        with pytest.raises(RuntimeError, match=said):
+            Vasp().require()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="VASP_CMD is 'vasp_std'"):
         Vasp().require()
@@ -103,10 +111,10 @@ def test_a_run_ends_before_slurm_ends_it(monkeypatch: pytest.MonkeyPatch) -> Non
     from fireworks_specs.backends.vasp import handlers
 
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    assert "WalltimeHandler" not in {type(handler).__name__ for handler in handlers()}
+    assert WALLTIME[-1] not in {type(handler).__name__ for handler in handlers()}
     for left in (3600, 1800):  # a second flow in the same job counts from its own beginning
         monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left))
-        limit = next(handler for handler in handlers() if type(handler).__name__ == "WalltimeHandler")
+        limit = next(handler for handler in handlers() if type(handler).__name__ == WALLTIME[-1])
         assert limit.wall_time == pytest.approx(left, abs=5)
         assert abs(time.time() - limit.start_time.timestamp()) < 5 or limit.start_time.tzinfo is None
 
@@ -155,6 +163,28 @@ def test_the_stand_in_does_what_incar_says(
     assert Outcar(folder / "OUTCAR").final_energy == pytest.approx(run.final_energy, abs=1e-6)
     assert "not VASP" in (folder / "OUTCAR").read_text().splitlines()[0]
     assert run.eigenvalue_band_properties[0] == 0  # a metal
+
+
+def test_the_stand_in_takes_a_poscar_that_is_not_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymatgen.io.vasp import Incar, Poscar, Vasprun
+
+    monkeypatch.setenv(testing_vasp.CALCULATOR_VARIABLE, "emt")
+    places = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0, 0.5]]
+    symbols = ["Cu", "Au", "Au", "Pd", "Cu"]
+    structure = Structure(Lattice.orthorhombic(4, 4, 5), symbols, places)
+    Poscar(structure).write_file(tmp_path / "POSCAR")
+    Incar({"KSPACING": 0.5}).write_file(tmp_path / "INCAR")
+    testing_vasp.write_potcars(tmp_path, ["Cu", "Au", "Pd"], ".")
+    potcars = [(tmp_path / symbol / "POTCAR").read_text() for symbol in ("Cu", "Au", "Pd", "Cu")]
+    (tmp_path / "POTCAR").write_text("".join(potcars))
+    assert testing_vasp.main(tmp_path) == 0
+    run = Vasprun(tmp_path / "vasprun.xml", parse_potcar_file=False)
+    assert run.atomic_symbols == symbols
+    assert [spec.split()[1] for spec in run.potcar_symbols] == ["Cu", "Au", "Pd", "Cu"]
+    assert [site.specie.symbol for site in Structure.from_file(tmp_path / "CONTCAR")] == symbols
+    (tmp_path / "POTCAR").write_text("".join(potcars[:3]))
+    with pytest.raises(ValueError, match="POTCAR is of"):
+        testing_vasp.main(tmp_path)
 
 
 def test_the_stand_in_counts_what_it_was_told_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +306,99 @@ def test_a_worker_where_vasp_does_not_start_blames_no_candidate(embedded_connect
     program.write_text("no program")
     with pytest.raises(RuntimeError, match=r"VASP does not start on this worker: .*Exec format error"):
         measure(COPPER)
+
+
+def test_a_potcar_that_one_element_lacks_is_no_fault_of_the_crystal(
+    embedded_connection: Connection, vasp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pymatgen.core import SETTINGS
+
+    from inv_design.screening.retries import PASSING
+
+    folder = testing_vasp.write_potcars(vasp / "others", ["Al"])
+    monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", str(folder))
+    record = measure(COPPER)
+    assert (record["state"], record["reason"]) == ("failed", "not_available")
+    assert record["reason"] in PASSING
+    assert "symbol='Cu'" in record["error"]
+    monkeypatch.setattr(Vasp, "require", lambda _: None)  # the file system went after it was looked at
+    monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", "/not/mounted")
+    with pytest.raises(RuntimeError, match="no POTCARs of PBE_54 on this worker: /not/mounted"):
+        measure(COPPER)
+
+
+SLOW = """#!{python}
+import contextlib, io, sys, time
+from pathlib import Path
+from inv_design import testing_vasp as vasp, testing_vasp_files as files
+
+def record(run, atoms, plain=vasp.record):
+    plain(run, atoms)
+    with contextlib.redirect_stdout(io.StringIO()):
+        files.write_outputs(Path(), run, complete=False)
+    time.sleep(1.5)
+
+vasp.record = record
+sys.exit(vasp.main())
+"""
+
+
+def test_a_run_that_slurms_limit_stopped_is_no_result(
+    embedded_connection: Connection, vasp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+    import time
+
+    from fireworks_specs.backends import vasp as backend
+
+    monkeypatch.setattr(backend, "POLLING", {"polling_time_step": 1, "monitor_freq": 1})
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 200))
+    (vasp.parent / "bin" / "vasp_std").write_text(SLOW.format(python=sys.executable))
+    record = measure(GOLD_COPPER)
+    assert (record["state"], record["reason"]) == ("failed", "out_of_time"), record["error"]
+    assert record["error"] == "tight relax 1: VASP was stopped before the job's wall time was over"
+    assert embedded_connection.db["outputs"].count_documents({}) == 0
+    (folder,) = (vasp / "dft" / "s-1").iterdir()
+    assert FINISHED in (folder / "OUTCAR").read_text()  # it ended well, and has converged nothing
+
+
+def test_a_run_that_ends_shortly_before_slurms_limit_is_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fireworks_specs.backends.vasp_walltime import StopBeforeWalltime
+
+    monkeypatch.setenv(testing_vasp.CALCULATOR_VARIABLE, "emt")
+    monkeypatch.delenv("CUSTODIAN_WALLTIME_START", raising=False)
+    folder = folder_of(tmp_path, COPPER, ISIF=3, NSW=60, IBRION=2, EDIFFG=-0.01, NELM=40)
+    assert testing_vasp.main(folder) == 0
+    limit = StopBeforeWalltime(wall_time=100)
+    assert not limit.check(str(folder))
+    outcar = (folder / "OUTCAR").read_text()
+    (folder / "OUTCAR").write_text(outcar.replace(CONVERGED, ""))
+    assert limit.check(str(folder))
+
+
+@pytest.mark.parametrize("handler", WALLTIME)
+def test_runs_that_were_stopped_are_not_taken_over(handler: str) -> None:
+    from types import SimpleNamespace
+
+    from jobflow import JobStore, job
+    from maggma.stores import MemoryStore
+
+    from fireworks_specs.flows import adopt
+
+    store = JobStore(MemoryStore())
+    store.connect()
+    cut = [{"corrections": [{"handler": {"@class": handler}, "errors": ["Walltime reached"], "actions": None}]}]
+    whole = [{"corrections": [{"handler": {"@class": "VaspErrorHandler"}, "errors": ["zbrent"], "actions": None}]}]
+    for number, custodian in enumerate((cut, whole)):
+        document = {"uuid": f"u-{number}", "index": 1, "completed_at": str(number), "metadata": {"work": f"w-{number}"}}
+        store.docs_store.update(document | {"output": {"state": "successful", "custodian": custodian}})
+    following = job(len)("")
+    assert adopt(following, "w-0", store) is None
+    assert adopt(following, "w-1", store)["state"] == "successful"
+    assert is_cut(SimpleNamespace(custodian=[SimpleNamespace(**cut[0])]))
+    assert not is_cut(SimpleNamespace(custodian=[SimpleNamespace(**whole[0])]))
 
 
 @pytest.mark.parametrize(
