@@ -21,6 +21,9 @@ K_DENSITIES = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
 AGREEING = 3
 """So many values in a row must agree: two may do so by chance."""
 
+REST = 0.5
+"""Of the error: within it they must agree, for what comes after them is as far from them again."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -52,6 +55,11 @@ class Point:
         """(cutoff, k_density)."""
         return self.cutoff, self.k_density
 
+    @property
+    def on_grid(self) -> tuple[float, tuple[int, ...]]:
+        """(cutoff, k_points): what determines the numbers."""
+        return self.cutoff, self.k_points
+
 
 @dataclass(frozen=True)
 class Convergence:
@@ -60,7 +68,7 @@ class Convergence:
     Attributes
     ----------
     error
-        The largest relative error of K that was allowed.
+        The largest relative deviation of K from that of the finest that was allowed.
     points
         All that was measured, in order.
     finest
@@ -108,10 +116,12 @@ def converge(
     k_densities: Sequence[float] = K_DENSITIES,
     progress: Progress | None = None,
 ) -> Convergence:
-    """Find the cheapest cutoff and k-point density whose bulk modulus is within ``error`` of the converged one.
+    """Find the cheapest cutoff and k-point density whose bulk modulus is within ``error`` of the finest one's.
 
-    Density is raised at the smallest cutoff, then the cutoff at the density found, each until three values in a row
-    agree; then the choice is measured beside the finest of both, which a change of the one with the other would show.
+    Density is raised at the smallest cutoff, then the cutoff at the density found, each until three values in a row, of
+    different grids, agree within half the error: so near the limit is the finest that few choices are further from that
+    than the error. Then the choice is measured beside the finest of both, which a change of the one with the other
+    would show.
     Points below the density or cutoff from which on values agree are not chosen, though one may lie near the finest.
 
     Parameters
@@ -119,7 +129,7 @@ def converge(
     measure
         Returns the point at (cutoff, k_density); called once per setting.
     error
-        Largest relative error of K, such as 0.02.
+        Largest relative deviation of K from that of the finest, such as 0.02.
     cutoffs, k_densities
         What to try, eV and k points per 1/Å.
     progress
@@ -159,7 +169,7 @@ def converge(
     ]
     chosen = min(enough, key=lambda p: p.seconds)
     reasons = [
-        f"K still changes by more than {100 * error:g} % at {what}"
+        f"K has not come to rest within {100 * REST * error:g} % at {what}"
         for found, what in (
             (by_density, f"{k_densities[-1]:g} k points per 1/Å"),
             (by_cutoff, f"a cutoff of {cutoffs[-1]:g} eV"),
@@ -175,19 +185,23 @@ def converge(
 
 
 def scan(points: Iterable[Point], error: float) -> list[Point]:
-    """Return points of rising cost up to where :data:`AGREEING` of them in a row agree, or all."""
+    """Return points of rising cost up to where :data:`AGREEING` of them in a row are at rest, or all.
+
+    Of points on the same grid, as neighbouring densities have it in large cells, the first: they agree in any case.
+    """
     found: list[Point] = []
     for point in points:
-        found.append(point)
+        if not (found and point.k_points and point.on_grid == found[-1].on_grid):
+            found.append(point)
         if len(found) >= AGREEING and at_rest(found, error):
             break
     return found
 
 
 def at_rest(points: Sequence[Point], error: float) -> bool:
-    """Return whether the last points agree with each other within ``error``; two, where there are not more."""
+    """Return whether the last points agree within :data:`REST` of ``error``; two, where there are not more."""
     last = points[-AGREEING:]
-    return len(last) >= 2 and all(agree(a, b, error) for a in last for b in last)
+    return len(last) >= 2 and all(agree(a, b, REST * error) for a in last for b in last)
 
 
 def settled(points: Sequence[Point], error: float) -> int:
