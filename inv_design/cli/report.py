@@ -9,6 +9,9 @@ import click
 from inv_design.cli import render
 from inv_design.cli.options import Settings, campaign_options
 
+PARTS = 6
+"""What ``collect`` names as it reads, and the figures."""
+
 
 @click.command()
 @click.option(
@@ -29,9 +32,9 @@ def report(settings: Settings, output: Path) -> None:
 
     connection = open_database(settings, read_only=True)
     name = campaign_name(settings)
-    with render.progress("Report") as bar, render.quiet():
-        data = collect(connection, name, progress=lambda text: bar.update(None, text))
-        bar.update(None, "figures")
+    with render.progress("Report, part", total=PARTS) as bar, render.quiet():
+        data = collect(connection, name, progress=bar.advance)
+        bar.advance("figures")
         page = render_page(data)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")

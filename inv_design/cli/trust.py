@@ -75,10 +75,13 @@ def write(found: Trust, output: Path) -> None:
 def show(found: Trust, *, full: bool) -> None:
     """Print the tables."""
     from inv_design.metrics.trust import PATHS, VERDICTS
-    from inv_design.report.trust import SHARES, percent
+    from inv_design.report.trust import MISS, SHARES, percent
 
     record = found.record()
-    columns = ("judge", "against", "n", "mean |dev.|", "median", "bias", "Spearman", "MAE log10", "within 1σ", "2σ")
+    columns = (
+        "judge", "against", "n", "in doubt", "mean |dev.|", "median", "bias", "Spearman", "MAE log10", "within 1σ",
+        "2σ",
+    )  # fmt: skip
     render.table([_pair_row(p) for p in record["pairs"]], columns, right=columns[2:])
     click.echo()
     table = record["confusion"]
@@ -100,8 +103,12 @@ def show(found: Trust, *, full: bool) -> None:
         )
     click.echo()
     compared = found.compared if full else found.compared[:CANDIDATES]
-    columns = ("id", "formula", "round", "predictor", "potential", "label", "I - III", "II - III", "verdict", "path")
-    render.table([_candidate_row(r) for r in compared], columns, right=columns[2:8])
+    names = ("id", "formula", "round", "predictor", "potential", "label", "I - III", "II - III", "verdict", "path")
+    render.table([_candidate_row(r) for r in compared], names, right=names[2:8])
+    if any(row.verdict == "miss" for row in found.rows):
+        render.say(MISS[0].lower() + MISS[1:-1])
+    if any(judgement.doubts for row in compared for judgement in row.judgements.values()):
+        render.say("?: a quality flag puts the value in doubt, `inv-design show ID` names it; errors leave it out")
     for line in record["unknown"]:
         render.say(f"not known: {line}")
     if "surrogate" in found.label.lower():
@@ -114,7 +121,7 @@ def _pair_row(pair: Mapping[str, Any]) -> tuple[Any, ...]:
     from inv_design.report.trust import percent
 
     return (
-        pair["method"], pair["reference_method"], pair["n"], percent(pair.get("mean_relative_error")),
+        pair["method"], pair["reference_method"], pair["n"], pair["left_out"], percent(pair.get("mean_relative_error")),
         percent(pair.get("median_relative_error")), percent(pair.get("bias"), sign=True), pair.get("spearman"),
         pair.get("mae_log10"), percent(pair.get("coverage_1s")), percent(pair.get("coverage_2s")),
     )  # fmt: skip

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inv_design.metrics.prediction import coverage, mae_log10
+from inv_design.metrics.prediction import mae_log10
 from inv_design.metrics.share import Share
+from inv_design.predictors.target import Target
+from inv_design.predictors.validation import Validation
 from inv_design.screening.quality import distrusted
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ JUDGES = ("predictor", "mlip", "label")
 PAIRS = (("predictor", "mlip"), ("predictor", "label"), ("mlip", "label"))
 PATHS = ("I rejected", "I passed, II rejected", "I passed, II passed", "undecided")
 VERDICTS = ("hit", "miss", "failed", "not labelled")
+"""Of the label: a miss is outside a target's window, or has a quality flag that puts its modulus in doubt."""
 Z95 = 1.959964
 
 
@@ -147,7 +150,8 @@ def agreement(rows: Iterable[Row], judge: str, reference: str) -> dict[str, Any]
         ``n``; ``left_out``: pairs that quality flags put in doubt; and with two pairs or more ``mean_relative_error``,
         ``median_relative_error``, ``bias`` (mean of judge / reference - 1), ``bias_gpa``, ``spearman`` (rank
         correlation, -1..1, ``None`` where one side is constant), ``mae_log10``, and of a judge with standard deviations
-        ``coverage_1s``, ``coverage_2s`` (0.683 and 0.954 if they are honest).
+        ``coverage_1s``, ``coverage_2s``: shares within one and two of them, of log K, as the report's reliability has
+        them (0.683 and 0.954 if they are honest).
     """
     both = [r for r in rows if judge in r.judgements and reference in r.judgements]
     pairs = [(r.judgements[judge], r.judgements[reference]) for r in both]
@@ -169,7 +173,8 @@ def agreement(rows: Iterable[Row], judge: str, reference: str) -> dict[str, Any]
     with_std = [(a.value, b.value, a.std) for a, b in sound if a.std is not None]
     if len(with_std) > 1:
         values, labels, std = (np.array(column) for column in zip(*with_std, strict=True))
-        result |= {f"coverage_{k}s": coverage(labels, values, std, float(k)) for k in (1, 2)}
+        scores = np.abs(Validation(Target.of("bulk_modulus_vrh"), labels, values, std, "candidates").scores())
+        result |= {f"coverage_{k}s": float((scores <= k).mean()) for k in (1, 2)}
     return result
 
 

@@ -74,7 +74,9 @@ def _headline(data: ReportData) -> str:
     what = "surrogate labels" if data.label_is_surrogate else "labels"
     if hits:
         hit, labelled = (sum(x) for x in zip(*hits.values(), strict=True))
-        cards.append((f"{hit} of {labelled}", f"{what} within {100 * data.tolerance:g} % of {data.target:g} GPa"))
+        window = f"within {100 * data.tolerance:g} % of {data.target:g} GPa"
+        others = ", other targets met" if len(data.objectives) > 1 else ""
+        cards.append((f"{hit} of {labelled}", f"{what} are hits ({window}{others}, no quality flag against it)"))
     labels = data.labels()
     if labels:
         last = max(labels)
@@ -197,9 +199,9 @@ def _parities(data: ReportData) -> str:
     curves = [r for r in data.reliability if r.n > 1]
     if curves:
         caption = (
-            "Share of labels that lie in the predictor's central intervals, against the share that should; below the "
-            "line it is too sure of itself. Bands: 95 % of what chance gives with so few labels. Candidates were "
-            "chosen for what was predicted, so that theirs is not the reliability of any crystal."
+            "Share of labels that lie in the predictor's central intervals (of log K), against the share that should; "
+            "below the line it is too sure of itself. Bands: 95 % of what chance gives with so few labels. Candidates "
+            "were chosen for what was predicted, so that theirs is not the reliability of any crystal."
         )
         parts.append(_picture(figures.reliability(curves), caption))
     if not parts:

@@ -33,6 +33,7 @@ SHOWN = 40
 """Candidates that a table or a figure shows at most."""
 VERDICT_COLOURS = {"hit": "#2e7d4f", "miss": TARGET, "failed": "#e0a100", "not labelled": "#9fb0bf"}
 TITLES = {"predictor": "Predictor", "mlip": "Potential", "label": "Label"}
+MISS = "A miss is a label outside a target's window, or one that a quality flag puts in doubt."
 SHARES = {
     "stage_I_by_II": "of what stage I passed, stage II passed",
     "stage_II_by_III": "of what both passed and was labelled, are hits (precision)",
@@ -274,6 +275,7 @@ def section(trust: Trust) -> str:
         _pairs_table(record["pairs"], trust),
         "<h3>Verdicts of the stages against the label</h3>",
         _confusion_table(record["confusion"]),
+        f"<p class='note'>{MISS}</p>",
         _shares(record["shares"]),
         "".join(f"<p class='note'>{escape(line)}</p>" for line in record["unknown"]),
         _tuning_part(record["fine_tuning"], trust),

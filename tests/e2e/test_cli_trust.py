@@ -45,6 +45,26 @@ def test_the_numbers_are_the_records(inv_design: Run) -> None:
     assert found["fine_tuning"] == []
 
 
+def test_values_in_doubt_are_counted_marked_and_explained(
+    written_campaign: tuple[Path, dict[str, Any]], inv_design: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stores.connection import connect
+
+    folder, ids = written_campaign
+    shutil.copytree(folder, tmp_path / "copy")  # the campaign itself is only read
+    monkeypatch.chdir(tmp_path / "copy")
+    with connect("embedded", root=tmp_path / "copy") as connection:
+        doubt = {"$set": {"stages.dft.flags": ["eos_residual"]}}
+        connection.db["candidate_summaries"].update_one({"candidate_id": ids["candidates"]["IrRe"]}, doubt)
+    result = inv_design("trust")
+    header, *rows = result.stdout.splitlines()
+    place = header.split("  in doubt")[0]
+    (potential,) = [r for r in rows if r.startswith("mace-alloy-small") and "surrogate" in r]
+    assert potential[len(place) - 1 : len(place) + len("  in doubt")].split() == ["3", "1"], "n and in doubt"
+    assert "262 ?" in result.stdout
+    assert "?: a quality flag puts the value in doubt" in result.stderr
+
+
 def test_one_round_alone(inv_design: Run) -> None:
     found = answer(inv_design("trust", "--json", "--round", "1"))
     assert {c["round"] for c in found["candidates"]} == {1}
@@ -60,6 +80,8 @@ def test_the_tables_name_the_surrogate_and_what_is_not_known(inv_design: Run) ->
     for text in ("mace-alloy-small", "352 ± 12", "I passed, II rejected", "3 of 4 of what both passed"):
         assert text in result.stdout
     assert "not by DFT" in result.stderr
+    assert "a miss is a label outside a target's window, or one that a quality flag puts in doubt" in result.stderr
+    assert "?:" not in result.stderr, "no value is in doubt"
     assert "not known: Stage I rejected 3 candidates" in result.stderr
 
 

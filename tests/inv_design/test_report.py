@@ -110,7 +110,7 @@ def test_the_surrogate_is_named_wherever_its_numbers_are(html: str) -> None:
     text = " ".join(Page(html).text.split())
     assert "Rehearsal." in text
     assert "344-2 % · surrogate (CHGNet E(V))" in text
-    assert "surrogate labels within 20 % of 350 GPa" in text
+    assert "surrogate labels are hits (within 20 % of 350 GPa, no quality flag against it)" in text
 
 
 def test_dft_labels_are_not_called_a_rehearsal() -> None:

@@ -89,10 +89,30 @@ def test_agreement_is_what_it_says() -> None:
     assert found["bias"] == pytest.approx(sum(relative) / 3)
     assert found["bias_gpa"] == pytest.approx((10 + 108 - 9) / 3)
     assert found["mae_log10"] == pytest.approx(sum(abs(math.log10(1 + r)) for r in relative) / 3)
-    assert found["coverage_1s"] == pytest.approx(2 / 3)  # 10 and 9 lie within 10, 108 does not
+    # log K counts: 349 lies within 340 ± 10; 340 is 1.01 standard deviations below 350 ± 10, 262 lies far off
+    assert found["coverage_1s"] == pytest.approx(1 / 3)
     assert found["spearman"] == pytest.approx(-1.0)
     assert "coverage_1s" not in agreement(rows_of(CAMPAIGN), "mlip", "label")
     assert agreement([], "mlip", "label") == {"judge": "mlip", "reference": "label", "n": 0, "left_out": 0}
+
+
+def test_coverage_is_counted_as_in_the_reports_reliability() -> None:
+    from statistics import NormalDist
+
+    from inv_design.cli.report_data import reliabilities
+
+    # 240 and 241 are 2.0 linear, but 2.2 logarithmic standard deviations off 300 ± 30; 362 is 2.1 and 1.9
+    rows = [
+        summary(f"X{i}", predictor=300.0, label=v) for i, v in enumerate((240.0, 241.0, 250.0, 300.0, 330.0, 362.0))
+    ]
+    for row in rows:
+        row["stages"]["predictor"]["std"] = 30.0
+    found = agreement(rows_of(rows), "predictor", "label")
+    (curve,) = reliabilities(None, rows)
+    level = 2 * NormalDist().cdf(2.0) - 1
+    drawn = dict(zip(curve.nominal, curve.observed, strict=True))
+    assert level == pytest.approx(0.95, abs=0.005)
+    assert found["coverage_2s"] == pytest.approx(drawn[0.95], abs=1e-3) == pytest.approx(4 / 6, abs=1e-3)
 
 
 def test_values_in_doubt_take_no_part_and_are_counted() -> None:
