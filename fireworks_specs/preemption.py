@@ -29,6 +29,14 @@ GRACE = 10.0
 
 Slurm's ``KillWait``, the time from SIGTERM to SIGKILL at ``scancel``, is 30 s by default.
 """
+IN_VAIN = 3
+"""Launches in a row that were told to end with nothing to show: then the wall time is too short for the firework."""
+BRIEF = 300.0
+"""Seconds; a launch that was told to end sooner says nothing about the wall time."""
+TOO_SHORT = (
+    f"out_of_time: {IN_VAIN} launches in a row were told to end before anything new was stored; "
+    "the wall time is too short for one step of it"
+)
 DEFAULTS: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 """The signals that end a worker, and what they do where nobody handles them."""
 
@@ -39,6 +47,14 @@ class Preempted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+
+class OutOfTime(Preempted):
+    """The time of the scheduler's job is over, although no signal said so: a program was stopped for it."""
+
+    def __init__(self) -> None:
+        super().__init__(signal.SIGTERM)
+        self.args = ("the time of the job is over",)
 
 
 class _Watch:
@@ -148,15 +164,64 @@ def put_back(launchpad: LaunchPad, fw_id: int, launch_id: int) -> bool:
     """Make a firework that this launch runs READY again, so that any worker takes it; return whether it was.
 
     It has not failed: the launch is archived, and what follows the firework still waits for it. A firework that others
-    have given up or taken over meanwhile is theirs.
+    have given up or taken over meanwhile is theirs. One whose last :data:`IN_VAIN` launches left nothing fails.
     """
+    from fireworks import FWAction
+
     running = launchpad.fireworks.find_one({"fw_id": fw_id, "state": "RUNNING"}, {"launches": 1})
     if running is None or running["launches"][-1:] != [launch_id]:
         return False
+    in_vain, stored = launches_in_vain(launchpad, fw_id, launch_id)
+    if in_vain >= IN_VAIN:
+        LOG.warning("firework %d fails: %s", fw_id, TOO_SHORT)
+        error = {"_stacktrace": TOO_SHORT, "_details": None}
+        launchpad.complete_launch(launch_id, FWAction(stored_data={"_exception": error}, exit=True), "FIZZLED")
+        return False
+    note = {"spec.put_back": {"in_vain": in_vain, "stored": stored}}
+    launchpad.fireworks.update_one({"fw_id": fw_id}, {"$set": note})
     launchpad.rerun_fw(fw_id, rerun_duplicates=False)
     of_ours: dict[str, Any] = {"launch_id": launch_id, "state": "RUNNING"}
     launchpad.launches.update_one(of_ours, {"$set": {"state": "ARCHIVED"}})
     return True
+
+
+def launches_in_vain(launchpad: LaunchPad, fw_id: int, launch_id: int) -> tuple[int, list[Any]]:
+    """Return how many launches in a row, with this one, have left nothing of a firework's crystals; what there is.
+
+    Only of fireworks that name their crystals: the others keep checkpoints, or take moments. A brief launch that left
+    nothing changes nothing.
+    """
+    spec = (launchpad.fireworks.find_one({"fw_id": fw_id}, {"spec": 1}) or {}).get("spec") or {}
+    ids = [identity for task in spec.get("_tasks", ()) for identity in task.get("structure_ids", ())]
+    if not ids:
+        return 0, []
+    stored = _stored(launchpad, ids)
+    before = spec.get("put_back") or {"in_vain": 0, "stored": [0, 0, []]}
+    if stored != before["stored"]:
+        return 0, stored
+    return before["in_vain"] + int(not _is_brief(launchpad, launch_id)), stored
+
+
+def _stored(launchpad: LaunchPad, ids: list[str]) -> list[Any]:
+    """Return what tells whether anything was stored of some crystals: jobs, calculations, versions of checkpoints."""
+    mine = {"$in": ids}
+    done = {"metadata.structure_id": mine, "metadata.work": {"$exists": True}, "metadata.adopted": {"$exists": False}}
+    saved = launchpad.db["checkpoints"].find({"part": 0}, {"key": 1, "version": 1})
+    return [
+        launchpad.db["outputs"].count_documents(done),
+        launchpad.db["calculations"].count_documents({"structure_id": mine}),
+        sorted(c["version"] for c in saved if c["key"].partition("/")[0] in ids),
+    ]
+
+
+def _is_brief(launchpad: LaunchPad, launch_id: int) -> bool:
+    """Return whether a launch of this process began a moment ago."""
+    from datetime import UTC, datetime
+
+    from fireworks_specs.recovery import launched_at
+
+    since = launched_at(launchpad.launches.find_one({"launch_id": launch_id}, {"state_history": 1}) or {})
+    return since is not None and (datetime.now(UTC).replace(tzinfo=None) - since).total_seconds() < BRIEF
 
 
 def end_process(number: int) -> NoReturn:

@@ -14,6 +14,8 @@ from stores.claims import Claims
 from stores.queries import structures_by_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from inv_design.config import CampaignConfig, MlipConfig
 
 LOG = logging.getLogger(__name__)
@@ -56,11 +58,43 @@ class DftTask(CampaignTask):
                 ids = [i for i in todo if starts[i][1] is not None]
                 tags = [self._tag(i, starts[i][0], where) for i in ids]
                 options: dict[str, Any] = {"tags": tags} if isinstance(backend, AtomateElastic) else {}
-                for index, record in backend.compute([starts[i][1] for i in ids], self.config, **options):
+                records = backend.compute([starts[i][1] for i in ids], self.config, **options)
+                for index, record in self._in_time(records, len(ids)):
                     provenance = self.provenance(provenance_inputs(tags[index], record.get("jobs", [])))
                     insert_result(record, ids[index], **where, provenance=provenance, claims=claims)
                     done += 1
                     report(text, done, self.get("total", len(self["structure_ids"])))
+
+    def _in_time(self, records: Iterable[tuple[int, Any]], total: int) -> Iterator[tuple[int, Any]]:
+        """Yield the (index, record) of so many crystals; whoever runs out of his job's time has not failed.
+
+        The firework is put back instead, and goes on with the jobs that are not finished. Only where launches in a row
+        have finished none, the time is too short for the crystal, which is a failure.
+
+        Raises
+        ------
+        fireworks_specs.preemption.Preempted
+            If the process was told to end, or the time of its job is over.
+        """
+        from fireworks_specs.preemption import IN_VAIN, TOO_SHORT, OutOfTime, Preempted, launches_in_vain
+        from inv_design.mechanics.stages import failed
+        from stores.workers import this_job
+
+        def in_vain(launch: tuple[int, int]) -> bool:
+            return launches_in_vain(self.launchpad, *launch)[0] >= IN_VAIN
+
+        launch = self._launch()
+        left = set(range(total))
+        try:
+            for index, record in records:
+                if record.get("reason") == "out_of_time" and launch is not None and this_job() and not in_vain(launch):
+                    raise OutOfTime
+                left.discard(index)
+                yield index, record
+        except Preempted:
+            if launch is not None and len(left) == 1 and in_vain(launch):  # else nobody knows whose fault it is
+                yield left.pop(), failed(TOO_SHORT) | {"reason": "out_of_time"}
+            raise
 
     def _tag(self, structure_id: str, parent: str, where: dict[str, Any]) -> dict[str, Any]:
         """Return what the JobStore is told of a calculation, so that its outputs can be ingested."""
