@@ -49,23 +49,35 @@ class Finding:
     metavar="FILE",
     help="Test what a worker of this my_fworker.yaml needs, on the machine where it runs.",
 )
+@click.option(
+    "--queue",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Test the script that qlaunch would submit by this my_qadapter.yaml; nothing is submitted.",
+)
 @json_option
 @database_options
 @click.pass_obj
-def check(settings: Settings, worker: Path | None) -> None:
+def check(settings: Settings, worker: Path | None, queue: Path | None) -> None:
     """Test every part that a campaign needs; show a tick or the cure.
 
-    Exit code 1 if a part fails that the campaign, or the worker, needs.
+    Exit code 1 if a part fails that the campaign, the worker or the queue adapter needs.
     """
+    if worker is not None and queue is not None:
+        raise click.UsageError("--worker and --queue test different things; give one of them")
     findings = []
     marks = {"ok": ("✓", "green"), "failed": ("✗", "red"), "info": ("·", "cyan")}
     out = render.console()
-    if worker is None:
-        parts = examine(settings)
-    else:
+    if queue is not None:
+        from inv_design.cli.check_queue import examine_queue
+
+        parts = examine_queue(queue)
+    elif worker is not None:
         from inv_design.cli.check_worker import examine_worker
 
         parts = examine_worker(settings, worker)
+    else:
+        parts = examine(settings)
     for finding in parts:
         findings.append(finding)
         if not settings.as_json:
