@@ -11,6 +11,7 @@ import numpy as np
 
 from inv_design.cli.budgets import beyond_budget, spent_budgets
 from inv_design.cli.crystals import crystal_text, load_crystals, with_crystals
+from inv_design.cli.report_provenance import provenance
 from inv_design.cli.trust_data import collect_trust, label_name
 from inv_design.metrics.elements import STAGE_NAMES, warning_lines
 from inv_design.report.data import (
@@ -474,66 +475,3 @@ def stage_numbers(summary: Record, methods: dict[str, str]) -> list[StageNumber]
         if stage == "mlip" and record.get("shear_modulus_vrh") is not None:
             numbers.append(StageNumber(stage, method, float(record["shear_modulus_vrh"]), None, "shear_modulus_vrh"))
     return numbers
-
-
-def provenance(
-    connection: Connection, campaign: Record, config: CampaignConfig, models: Iterable[Record]
-) -> dict[str, list[tuple[str, str]]]:
-    """Return the lines of the report's footer by heading."""
-    made = campaign.get("provenance") or {}
-    stages = config.stages
-    settings = [
-        ("campaign", config.name),
-        *(("target" if i == 0 else "and", f"{o.name} {o.text}") for i, o in enumerate(config.objectives)),
-        ("data", f"{config.data.source}, elements {', '.join(config.data.elements)}"),
-        ("generator", f"{config.generator.name}, {config.generator.samples_per_round} samples per round"),
-        ("stage I", f"{stages.predictor.model}, within {100 * stages.predictor.tolerance:g} %"),
-        ("stage II", f"{stages.mlip.calculator}, within {100 * stages.mlip.tolerance:g} %"),
-        ("stage III", f"{judge_names(config)['dft']}, {stages.dft.budget_per_round} labels per round"),
-        ("chosen by", stages.predictor.acquisition),
-        ("excluded", ", ".join(config.chemistry.exclude) or "nothing"),
-        *([("cost", costs)] if (costs := cost_text(config)) else []),
-        ("seed", str(config.seed)),
-    ]
-    records = [
-        ("database", _place(connection)),
-        ("started", f"{str(made.get('created_at', ''))[:16]} UTC by {made.get('created_by', '')}"),
-        ("command", str(made.get("command", ""))),
-    ]
-    trained = sorted(models, key=lambda m: (m.get("round") or 0, m["kind"]))
-    sets: dict[str, str] = {}
-    for model in trained:
-        if model.get("training_set_id"):
-            sets.setdefault(model["training_set_id"], f"round {model.get('round')}")
-    return {
-        "Settings": settings,
-        "Records": records,
-        "Software": [(name, str(version)) for name, version in (made.get("versions") or {}).items()],
-        "Models": [
-            (
-                m["kind"] if m.get("round") is None else f"round {m['round']} {m['kind']}",
-                f"{m['name']} {m['model_id']}, seed {m.get('seed', '-')}{_error(m)}",
-            )
-            for m in trained
-        ],
-        "Training sets": [(number, identity) for identity, number in sets.items()],
-    }
-
-
-def cost_text(config: CampaignConfig) -> str:
-    """Return the costs of elements and how they are weighted."""
-    costs = ", ".join(f"{symbol} {value:g}" for symbol, value in sorted(config.chemistry.cost.items()))
-    return f"by {config.chemistry.cost_by}: {costs}" if costs else ""
-
-
-def _place(connection: Connection) -> str:
-    """Return where the database is, without the folders of one machine."""
-    if connection.kind == "embedded":
-        return f"embedded, {connection.uri_redacted.rsplit('/', 1)[-1]}"
-    return connection.uri_redacted
-
-
-def _error(model: Record) -> str:
-    """Return a predictor's held-out error, where its training measured one."""
-    error = (model.get("metrics") or {}).get("mae_log10")
-    return f", held-out MAE {error:.3f} log10(GPa)" if isinstance(error, float) else ""

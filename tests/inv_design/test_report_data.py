@@ -10,7 +10,6 @@ import pytest
 
 from inv_design.cli.report_data import (
     LEVELS,
-    cost_text,
     element_stages,
     held_out_parity,
     hit_window,
@@ -18,6 +17,7 @@ from inv_design.cli.report_data import (
     pareto_points,
     reliabilities,
 )
+from inv_design.cli.report_provenance import cost_text
 from inv_design.config import CampaignConfig
 from inv_design.objective import objectives_of
 from inv_design.predictors.target import Target
