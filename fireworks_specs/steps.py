@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from inv_design.config import CampaignConfig
 
 STEP_NAMES = ("train", "generate", "predictor", "mlip", "dft", "close")
@@ -54,10 +56,29 @@ def next_step(campaign: str, config: CampaignConfig, *, rounds: int) -> Step | N
 
 
 def round_closed(campaign: str, number: int) -> bool:
-    """Return whether a round has its closing evaluation."""
+    """Return whether a round has its closing evaluations: of every target of its campaign's stored configuration.
+
+    A server that is killed while they are written may have kept some of them. A campaign that is not stored has no
+    targets: any evaluation closes its rounds.
+    """
+    from inv_design.config import EvaluationConfig
+    from stores.documents.campaign import Campaign
     from stores.documents.evaluation import Evaluation
 
-    return Evaluation.objects(campaign=campaign, round=number).first() is not None
+    if Evaluation.objects(campaign=campaign, round=number).first() is None:
+        return False
+    stored = Campaign.objects(name=campaign).scalar("config").first()
+    wanted = EvaluationConfig.model_validate(stored.get("evaluation") or {}).targets if stored else []
+    return not missing_targets(campaign, number, [target for target in wanted if target > 0])
+
+
+def missing_targets(campaign: str, number: int, targets: Iterable[float]) -> list[float]:
+    """Return which targets of a round lack an evaluation; those are told apart as in its id."""
+    from stores.documents.evaluation import Evaluation
+
+    found = Evaluation.objects(campaign=campaign, round=number).scalar("target")
+    known = {f"{target:g}" for target in found if target is not None}
+    return [target for target in targets if f"{target:g}" not in known]
 
 
 def _step_of_round(campaign: str, config: CampaignConfig, number: int) -> Step:

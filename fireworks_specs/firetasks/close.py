@@ -44,11 +44,10 @@ class CloseTask(CampaignTask):
 
     def _missing_targets(self) -> list[float]:
         """Return the targets that lack an evaluation; 0 stands for the empty one of a campaign that has no targets."""
-        from stores.documents.evaluation import Evaluation
+        from fireworks_specs.steps import missing_targets
 
-        known = set(Evaluation.objects(campaign=self["campaign"], round=self["round"]).scalar("target"))
         targets = [t for t in self.config.evaluation.targets if t > 0] or [0.0]
-        return [t for t in targets if t not in known]
+        return missing_targets(self["campaign"], self["round"], targets)
 
     def _evaluate(self, targets: list[float], key: str, claims: Claims) -> None:
         from fireworks_specs.steps import model_of_round
@@ -64,7 +63,6 @@ class CloseTask(CampaignTask):
         identity = content_id("k", made_of)
         with checkpointed(key, identity, claims) as checkpoint:
             judged = self._judge([(t, s) for t, found in samples.items() for s in found], checkpoint)
-            # the last target is inserted last: a round counts as closed only when every evaluation is there
             documents = [self._evaluation(model.model_id, t, judged.get(t, []), len(samples[t])) for t in targets]
             insert_documents("evaluations", documents)
 

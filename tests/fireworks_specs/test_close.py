@@ -13,6 +13,8 @@ from fireworks_specs.firetasks.close import CloseTask
 from fireworks_specs.preemption import Preempted
 from inv_design.config import CampaignConfig
 from stores.claims import Claims
+from stores.provenance import provenance
+from stores.records import insert_campaign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,3 +90,26 @@ def test_an_evaluation_goes_on_only_with_the_crystals_it_judged(
     found = {e["target"]: e["values"] for e in embedded_connection.db["evaluations"].find()}
     assert found == {target: [c.lattice.a for c in crystals] for target, crystals in then.items()}
     assert embedded_connection.db["checkpoints"].count_documents({}) == 0
+
+
+@pytest.mark.parametrize("targets", [[120.0, 150.0], [0.0], []])
+def test_a_round_is_closed_when_every_target_has_its_evaluation(
+    embedded_connection: Connection, judge: Judge, monkeypatch: pytest.MonkeyPatch, targets: list[float]
+) -> None:
+    config = CampaignConfig.model_validate(CONFIG | {"evaluation": {"targets": targets}})
+    insert_campaign("a", config.model_dump(mode="json"), targets=config.targets, provenance=provenance())
+    monkeypatch.setattr(Close, "config", config)
+    monkeypatch.setattr("fireworks_specs.firetasks.close.judge_as_before", lambda _: None)
+    task = Close(campaign="a", round=0)
+    task.samples = FIRST
+    assert not steps.round_closed("a", 0)
+    task.work()
+    assert steps.round_closed("a", 0)
+    assert not steps.round_closed("a", 1)
+    if len(targets) > 1:  # a server that was killed has kept the first
+        embedded_connection.db["evaluations"].delete_one({"target": targets[-1]})
+        assert not steps.round_closed("a", 0)
+        before = len(judge.judged)
+        task.work()
+        assert steps.round_closed("a", 0)
+        assert len(judge.judged) == before + 2  # the other target's crystals are judged once
