@@ -27,7 +27,11 @@ MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass
 class ArchiveReport:
-    """What left the launchpad, or with ``dry_run`` would."""
+    """What left the launchpad, or with ``dry_run`` would.
+
+    ``kept`` workflows stay because something of them waits, runs or is being written, ``recent`` ones because they
+    changed too short a time ago.
+    """
 
     campaign: str | None
     dry_run: bool
@@ -36,6 +40,7 @@ class ArchiveReport:
     fireworks: int = 0
     launches: int = 0
     kept: int = 0
+    recent: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -78,11 +83,11 @@ def archive_workflows(
         found = {"metadata.campaign": campaign, "metadata.round": {"$in": closed}}
     report = ArchiveReport(campaign, dry_run, closed)
     before = connection.now() - older_than
-    ids = [
-        workflow["_id"]
-        for workflow in workflows.find(found, {"updated_on": 1})
-        if (_utc(workflow.get("updated_on")) or before) <= before
-    ]
+    changed = {
+        workflow["_id"]: _utc(workflow.get("updated_on")) for workflow in workflows.find(found, {"updated_on": 1})
+    }
+    ids = [_id for _id, when in changed.items() if (when or before) <= before]
+    report.recent = len(changed) - len(ids)
     taken: set[int] = set()
     for start in range(0, len(ids), BATCH):
         taken |= _archive_batch(connection, ids[start : start + BATCH], report)

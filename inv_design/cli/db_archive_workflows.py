@@ -49,7 +49,10 @@ def archive_workflows(settings: Settings, older_than: float, calculations: bool,
         return
     would = "would leave" if dry_run else "left"
     closed = "" if calculations else f"; closed rounds: {', '.join(map(str, report.rounds)) or 'none'}"
+    recent = ""
+    if report.recent:
+        recent = f", and {report.recent} that changed within {older_than:g} days (--older-than 0 takes them, too)"
     render.say(
         f"{report.workflows} workflows ({report.fireworks} fireworks, {report.launches} launches) {would} the "
-        f"launchpad{closed}; kept there: {report.kept}"
+        f"launchpad{closed}; kept there: {report.kept}{recent}"
     )

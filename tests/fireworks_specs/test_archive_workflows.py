@@ -199,15 +199,19 @@ def test_the_command(embedded_connection: Connection, tmp_path: Path, monkeypatc
     def call(*arguments: str) -> Any:
         return CliRunner().invoke(main, list(arguments))
 
-    assert json.loads(call("db", "archive-workflows", "--json").stdout)["workflows"] == 0  # nothing is 30 days old
+    young = json.loads(call("db", "archive-workflows", "--json").stdout)
+    assert (young["workflows"], young["kept"], young["recent"]) == (0, 0, 2)  # nothing is 30 days old
+    said = call("db", "archive-workflows").stderr
+    assert "kept there: 0, and 2 that changed within 30 days (--older-than 0 takes them, too)" in said
     done = call("db", "archive-workflows", "--older-than", "0")
     assert done.exit_code == 0, done.stderr
     assert "2 workflows (4 fireworks, 4 launches) left the launchpad; closed rounds: 0" in done.stderr
+    assert "--older-than" not in done.stderr
     none = call("db", "archive-workflows", "--calculations")
     assert none.exit_code == 0
     assert "0 workflows (0 fireworks, 0 launches) left the launchpad; kept there: 0" in none.stderr
     assert call("db", "archive-workflows", "--calculations", "--campaign", "a").exit_code == 2
     status = json.loads(call("status", "--json").stdout)["launchpad"]
-    assert status == {"fireworks": {}, "failed": [], "archived": 4}
+    assert (status["fireworks"], status["failed"], status["archived"]) == ({}, [], 4)
     shown = call("lpad", "get_fws", "-i", str(fw_id), "-d", "all")
     assert json.loads(shown.stdout)["error"] == "ValueError: no"
