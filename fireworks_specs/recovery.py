@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from datetime import UTC, datetime
@@ -149,25 +150,26 @@ def _sign_of_launch(launch: Mapping[str, Any], now: datetime) -> Sign:
 def works_here(worker: Mapping[str, Any], launch: Mapping[str, Any]) -> bool:
     """Return whether a launch's worker is known to be alive: another process of this machine that is there.
 
-    One that began after the launch is not it: it has got its id.
+    One that has ended, and that nobody has asked how, is not; nor is one that began after the launch: it got its id.
     """
     from stores.workers import is_alive, this_worker
 
     if not is_alive(worker) or worker == this_worker():
         return False
-    since, age = launched_at(launch), _process_age(worker["pid"])
-    if since is None or age is None:
-        return True
-    return age + LATER_SECONDS >= (datetime.now(UTC).replace(tzinfo=None) - since).total_seconds()
+    since, (state, age) = launched_at(launch), _state_and_age(worker["pid"])
+    if state in ("Z", "X"):
+        return False
+    return since is None or age + LATER_SECONDS >= (datetime.now(UTC).replace(tzinfo=None) - since).total_seconds()
 
 
-def _process_age(pid: int) -> float | None:
-    """Return for how many seconds a process of this machine runs; ``None`` if that cannot be told."""
+def _state_and_age(pid: int) -> tuple[str, float]:
+    """Return a process's state, as ``ps`` has it, and for how many seconds it runs; "" and inf if that is not told."""
     try:
         after_name = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
-        return None
+        return "", math.inf
+    return after_name[0], age
 
 
 def launched_at(launch: Mapping[str, Any]) -> datetime | None:

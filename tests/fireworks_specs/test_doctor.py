@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from fireworks_specs.doctor import RECORD, Doctor
 from fireworks_specs.firetasks.close import CloseTask
 from fireworks_specs.schedulers import Fate, Job, Queue
 from fireworks_specs.steps import firework_key
-from stores.workers import _machine, this_job, this_worker
+from stores.workers import _machine, is_alive, this_job, this_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -283,16 +284,19 @@ def test_who_is_waited_for_in_vain_is_not_waited_for_again(
     assert waits == [1]
 
 
-@pytest.mark.parametrize("hours", [0, 1])
-def test_a_process_that_got_the_id_of_a_dead_worker_is_another(connection: Connection, hours: float) -> None:
+def test_only_the_process_of_the_launch_itself_is_alive(connection: Connection) -> None:
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     worker = {"host": "here", "pid": other.pid, "machine": _machine()}
-    take(connection, worker=worker, hours=hours)
-    try:
-        assert recovery.works_here(worker, connection.db["launches"].find_one()) == (hours == 0)
-    finally:
-        other.communicate()
+    take(connection, worker=worker)
+    assert recovery.works_here(worker, connection.db["launches"].find_one())
+    age(connection, 1)  # so that the process is younger: it got the id of a dead worker
     assert not recovery.works_here(worker, connection.db["launches"].find_one())
+    assert recovery.works_here(worker, {})
+    other.kill()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    assert is_alive(worker)  # its id is still taken
+    assert not recovery.works_here(worker, {})
+    other.communicate()
 
 
 def test_a_rerun_firework_runs_to_its_end(connection: Connection) -> None:
