@@ -397,7 +397,11 @@ def test_runs_that_were_stopped_are_not_taken_over(handler: str) -> None:
     following = job(len)("")
     assert adopt(following, "w-0", store) is None
     assert adopt(following, "w-1", store)["state"] == "successful"
-    assert is_cut(SimpleNamespace(custodian=[SimpleNamespace(**cut[0])]))
+    run = SimpleNamespace(calcs_reversed=[{}], task_label="tight relax 1", custodian=[SimpleNamespace(**cut[0])])
+    assert is_cut(run)
+    record = Vasp().record([run])
+    assert (record["state"], record["reason"]) == ("failed", "out_of_time")
+    assert record["error"] == "tight relax 1: stopped before the job's wall time was over"
     assert not is_cut(SimpleNamespace(custodian=[SimpleNamespace(**whole[0])]))
 
 
