@@ -48,6 +48,8 @@ def status(settings: Settings) -> None:
 
 def collect(connection: Connection, name: str) -> dict[str, Any]:
     """Return what there is to say about a campaign; plain records, counts of candidates, moduli in GPa."""
+    from fireworks_specs.steps import round_closed
+
     database = connection.db
     campaign = database["campaigns"].find_one({"name": name}) or {}
     hidden = {"_id": 0, "input_hash": 0, "builder_version": 0, "provenance": 0, "campaign": 0}
@@ -55,9 +57,11 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
     fresh = freshness(name, [item.get("last_updated") for item in rounds])
     if not rounds and (rounds := derived_rounds(name)):  # counted now
         fresh |= {"counted_at": datetime.now(UTC).replace(tzinfo=None), "uncounted_candidates": 0}
-    evaluated = sorted({e["round"] for e in database["evaluations"].find({"campaign": name}, {"round": 1})})
+    closed = {
+        number for number in database["evaluations"].distinct("round", {"campaign": name}) if round_closed(name, number)
+    }
     for item in rounds:
-        item["closed"] = item["round"] in evaluated
+        item["closed"] = item["round"] in closed
     planned = rounds_planned(connection, campaign, rounds)
     return {
         "campaign": name,
@@ -67,7 +71,7 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
         "chemistry": (campaign.get("config") or {}).get("chemistry") or {},
         "database": connection.uri_redacted,
         "rounds_planned": planned,
-        "finished": planned is not None and set(range(planned + 1)) <= set(evaluated),
+        "finished": planned is not None and set(range(planned + 1)) <= closed,
         "rounds": rounds,
         "freshness": fresh,
         "launchpad": launchpad_record(connection, name),

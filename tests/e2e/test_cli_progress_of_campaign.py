@@ -41,13 +41,13 @@ def record(inv_design: Run) -> dict[str, Any]:
     return found
 
 
-def close_rounds(folder: Path, numbers: range) -> None:
+def close_rounds(folder: Path, numbers: range, targets: tuple[float, ...] = (120.0, 150.0)) -> None:
     """Write the evaluations that close rounds, and take all fireworks for done."""
     with connect("embedded", root=folder) as connection:
         for number in numbers:
-            connection.db["evaluations"].insert_one(
-                {"evaluation_id": f"e-{number}", "campaign": "small", "round": number}
-            )
+            for target in targets:
+                evaluation = {"campaign": "small", "round": number, "target": target}
+                connection.db["evaluations"].insert_one({"evaluation_id": f"e-{number}-{target}", **evaluation})
         connection.launchpad().fireworks.update_many({}, {"$set": {"state": "COMPLETED"}})
         for workflow in list(connection.db["workflows"].find()):
             states = dict.fromkeys(workflow["fw_states"], "COMPLETED")
@@ -97,7 +97,9 @@ def test_finished_goes_by_the_rounds_that_were_asked_for(
     close_rounds(tmp_path, range(planned))
     assert record(inv_design)["finished"] is False
     assert "finished: " not in inv_design("status").stdout
-    close_rounds(tmp_path, range(planned, planned + 1))
+    close_rounds(tmp_path, range(planned, planned + 1), targets=(120.0,))
+    assert record(inv_design)["finished"] is False  # a worker died while it wrote the evaluations
+    close_rounds(tmp_path, range(planned, planned + 1), targets=(150.0,))
     found = record(inv_design)
     assert (found["finished"], found["rounds_planned"]) == (True, planned)
     words = f"all rounds, 0 to {planned}, are closed" if planned else "round 0 is closed"
