@@ -204,6 +204,7 @@ def test_a_firework_is_given_up_when_its_workers_claim_is_over(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, worker: dict[str, object], seconds: float, gone: bool
 ) -> None:
     monkeypatch.setenv(LEASE_VARIABLE, "30")
+    monkeypatch.setattr(recovery, "wait_for_signs", lambda *_: None)
     key = checked_out(connection, worker=worker)
     expires = connection.now() + timedelta(seconds=seconds)
     connection.db["claims"].insert_one({"key": key, "holder": "x", "worker": worker, "expires_at": expires})
