@@ -75,7 +75,8 @@ def launch(ctx: click.Context, rounds: int | None, output: Path | None) -> None:
     elif busy:
         say("nothing added: the campaign has work on the launchpad; workers take it with rlaunch or qlaunch")
     elif not count:
-        say(f"nothing added: the campaign is finished: {finished_words(last)}")
+        finished = "the campaign is finished: " if last >= config.rounds else ""
+        say(f"nothing added: {finished}{finished_words(last)}")
     elif output is not None:
         say(f"{count} workflows written to {output}; add them with: inv-design lpad add {output}")
     else:

@@ -79,15 +79,16 @@ def collect(connection: Connection, name: str) -> dict[str, Any]:
 
 
 def rounds_planned(connection: Connection, campaign: dict[str, Any], rounds: Iterable[dict[str, Any]]) -> int | None:
-    """Return how many rounds after round 0 the last `run` or `launch` was for, and never fewer than there are.
+    """Return how many rounds after round 0 a campaign is for: its own number, or more if `run` or `launch` was told so.
 
-    It is what its workflows say of it; the campaign's own number once they have left the launchpad.
+    That is what the workflows say that were added last; once they have left the launchpad, the rounds that there are.
     """
+    own = (campaign.get("config") or {}).get("rounds")
     last = connection.db["fireworks"].find_one(
         {"spec.campaign": campaign.get("name"), "spec.role": "advance"}, {"spec._tasks": 1}, sort=[("fw_id", -1)]
     )
-    planned = last["spec"]["_tasks"][0].get("rounds") if last else (campaign.get("config") or {}).get("rounds")
-    return None if planned is None else max([planned, *(item["round"] for item in rounds)])
+    told = last["spec"]["_tasks"][0].get("rounds", 0) if last else 0
+    return None if own is None else max([own, told, *(item["round"] for item in rounds)])
 
 
 def derived_rounds(name: str) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def test_status_tells_of_a_worker_that_was_not_heard_of(inv_design: Run, tmp_pat
     assert record(inv_design)["launchpad"]["waits"] is None
 
 
-@pytest.mark.parametrize(("option", "planned"), [((), 1), (("--rounds", "2"), 2), (("--rounds", "0"), 0)])
+@pytest.mark.parametrize(("option", "planned"), [((), 1), (("--rounds", "2"), 2)])
 def test_finished_goes_by_the_rounds_that_were_asked_for(
     inv_design: Run, tmp_path: Path, option: tuple[str, ...], planned: int
 ) -> None:
@@ -102,11 +102,21 @@ def test_finished_goes_by_the_rounds_that_were_asked_for(
     close_rounds(tmp_path, range(planned, planned + 1), targets=(150.0,))
     found = record(inv_design)
     assert (found["finished"], found["rounds_planned"]) == (True, planned)
-    words = f"all rounds, 0 to {planned}, are closed" if planned else "round 0 is closed"
+    words = f"all rounds, 0 to {planned}, are closed"
     assert f"finished: {words}; more with `--rounds {planned + 1}`" in inv_design("status").stdout
     launched = inv_design("launch", *option)
     assert launched.exit_code == 0
     assert f"nothing added: the campaign is finished: {words}" in launched.stderr
+
+
+def test_fewer_rounds_than_the_campaigns_do_not_finish_it(inv_design: Run, tmp_path: Path) -> None:
+    assert inv_design("launch", "--rounds", "0").exit_code == 0
+    close_rounds(tmp_path, range(1))
+    found = record(inv_design)
+    assert (found["finished"], found["rounds_planned"]) == (False, 1)
+    again = inv_design("launch", "--rounds", "0").stderr
+    assert "nothing added: round 0 is closed; more with `--rounds 1` of run or launch" in again
+    assert "2 workflows added" in inv_design("launch").stderr
 
 
 def test_what_launch_ingests_is_said(inv_design: Run) -> None:
