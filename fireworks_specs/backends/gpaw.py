@@ -100,7 +100,7 @@ class Gpaw(AtomateElastic):
 
 def require(config: GpawConfig) -> None:
     """Raise RuntimeError with the cure if this worker cannot run GPAW, or MPI where the settings ask for it."""
-    from inv_design.calculators.gpaw_calculator import mpi_launcher
+    from inv_design.calculators.gpaw_calculator import mpi_launcher, ranks_of
     from inv_design.calculators.gpaw_settings import gpaw_versions
 
     gpaw_versions()
@@ -108,7 +108,7 @@ def require(config: GpawConfig) -> None:
         import gpaw  # noqa: F401
     except ImportError as error:  # its libraries were removed
         raise RuntimeError(f"gpaw cannot be imported on this worker ({error}); see docs/how-to/gpaw.md") from error
-    if config.ranks > 1:
+    if ranks_of(config) > 1:
         mpi_launcher()
 
 

@@ -43,6 +43,8 @@ LOG = logging.getLogger(__name__)
 LOG_FILE, ERROR_FILE = "gpaw.txt", "gpaw.err"
 QUANTITIES = ("energy", "free_energy", "forces", "stress")
 MAGNETIC = ("magmom", "magmoms")
+RANKS_VARIABLE = "INV_DESIGN_GPAW_RANKS"
+"""MPI ranks of a calculation on this worker, whatever the settings say."""
 
 
 class GpawCalculator(Calculator):
@@ -162,7 +164,7 @@ class GpawCalculator(Calculator):
 
     def _asked(self, atoms: Atoms, settings: dict[str, Any]) -> dict[str, Any]:
         if self._process is None:
-            self._process = GpawProcess(settings, ranks=self.config.ranks)
+            self._process = GpawProcess(settings, ranks=ranks_of(self.config))
         atoms = atoms.copy()
         if self.spinpol:
             atoms.set_initial_magnetic_moments(starting_moments(atoms.get_chemical_symbols()))
@@ -340,6 +342,20 @@ def _die_with_parent() -> Callable[[], None] | None:
     return lambda: prctl(set_death_signal, signal.SIGTERM)
 
 
+def ranks_of(config: GpawConfig) -> int:
+    """Return the number of MPI ranks: ``$INV_DESIGN_GPAW_RANKS`` on a worker that sets it, else the settings'.
+
+    Raises
+    ------
+    RuntimeError
+        If the variable is no number of ranks.
+    """
+    text = os.environ.get(RANKS_VARIABLE, "")
+    if text and not (text.isdigit() and int(text)):
+        raise RuntimeError(f"{RANKS_VARIABLE} is {text!r} on this worker; it must be a number of MPI ranks, at least 1")
+    return int(text) if text else config.ranks
+
+
 def mpi_launcher() -> list[str]:
     """Return the words that start MPI: ``$INV_DESIGN_MPIEXEC`` (such as ``srun``), or ``mpiexec``.
 
@@ -351,8 +367,8 @@ def mpi_launcher() -> list[str]:
     words = os.environ.get("INV_DESIGN_MPIEXEC", "mpiexec").split()
     if not words or shutil.which(words[0]) is None:
         raise RuntimeError(
-            f"{' '.join(words)!r} is not on this worker's PATH; apt-get install openmpi-bin, set INV_DESIGN_MPIEXEC to "
-            "what starts MPI programs here, or set stages.dft.gpaw.ranks: 1"
+            f"{' '.join(words)!r} is not on this worker's PATH; install or load Open MPI, set INV_DESIGN_MPIEXEC to "
+            f"what starts MPI programs here, or set {RANKS_VARIABLE}=1"
         )
     return words
 

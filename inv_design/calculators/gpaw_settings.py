@@ -80,9 +80,8 @@ def gpaw_versions() -> dict[str, str]:
         return {"version": version("gpaw"), "setups": version("gpaw-data")}
     except PackageNotFoundError as error:
         raise RuntimeError(
-            f"the package {error.name} is not installed on this worker: apt-get install gcc g++ pkg-config libxc-dev "
-            "libopenblas-dev libfftw3-dev openmpi-bin libopenmpi-dev, then pip install 'inv-design[gpaw]'; "
-            "docs/how-to/gpaw.md says more"
+            f"the package {error.name} is not installed on this worker: compilers, libxc, BLAS, FFTW and MPI from "
+            "apt-get or your cluster's modules, then pip install '.[gpaw]' in a clone; docs/how-to/gpaw.md says more"
         ) from None
 
 

@@ -243,6 +243,7 @@ def _label_backend(config: CampaignConfig | None) -> Finding:
 def gpaw_version(config: CampaignConfig) -> str:
     """Return which GPAW computes the labels here, on how many ranks; raise RuntimeError if it cannot."""
     from fireworks_specs.backends.gpaw import require
+    from inv_design.calculators.gpaw_calculator import ranks_of
 
     if missing := [name for name in ("gpaw", "gpaw-data") if not _installed(name)]:
         raise RuntimeError(
@@ -250,7 +251,7 @@ def gpaw_version(config: CampaignConfig) -> str:
             "modules, GPAW itself by pip install '.[gpaw]' in a clone of inv-design"
         )
     require(config.stages.dft.gpaw)
-    ranks = config.stages.dft.gpaw.ranks
+    ranks = ranks_of(config.stages.dft.gpaw)
     return f"gpaw {metadata.version('gpaw')}, {ranks} rank{'' if ranks == 1 else 's'}"
 
 

@@ -70,7 +70,7 @@ def campaign_name(settings: Settings) -> str:
     if settings.has_config():
         name = settings.load_config().name
         if name not in known:
-            raise LookupError(f"campaign {name!r} is not in the database yet; `inv-design run` starts it")
+            raise LookupError(f"campaign {name!r} is not in the database yet; `inv-design run` or `launch` starts it")
         return name
     if len(known) == 1:
         return str(known[0])

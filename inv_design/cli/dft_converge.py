@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ def converge(
     changes no more; the cheapest setting within the error of the finest is chosen. What is computed is kept: called
     again, the command goes on where it was. Elastic constants need more k points than K does.
     """
+    from inv_design.calculators.gpaw_calculator import RANKS_VARIABLE
     from inv_design.config import GpawConfig
     from inv_design.mechanics import convergence
     from inv_design.report.convergence import draw_convergence
@@ -93,6 +95,7 @@ def converge(
     config = settings.load_config().stages.dft.gpaw if settings.has_config() else GpawConfig()
     if ranks is not None:
         config = config.model_copy(update={"ranks": ranks})
+        os.environ.pop(RANKS_VARIABLE, None)
     if output is not None:
         check_plot(output)
     with render.progress("Convergence") as bar:
@@ -143,7 +146,6 @@ def search(
     bar: render.Bar,
 ) -> Convergence:
     """Return the convergence of a crystal's K with the settings of GPAW; its files lie in a folder that is removed."""
-    import os
     import tempfile
 
     from fireworks_specs.backends import gpaw

@@ -485,7 +485,7 @@ def test_a_worker_without_gpaw_blames_no_candidate(monkeypatch: pytest.MonkeyPat
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(RuntimeError, match=r"libxc-dev.*inv-design\[gpaw\]"):
+    with pytest.raises(RuntimeError, match=r"libxc.*\[gpaw\]"):
         list(get_backend("gpaw").compute([ALUMINIUM], campaign()))
     with pytest.raises(RuntimeError, match="gpaw"):
         gpaw_settings.gpaw_versions()
@@ -493,11 +493,22 @@ def test_a_worker_without_gpaw_blames_no_candidate(monkeypatch: pytest.MonkeyPat
 
 def test_ranks_without_mpi_are_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(RuntimeError, match="openmpi-bin"):
+    with pytest.raises(RuntimeError, match=r"Open MPI.*INV_DESIGN_GPAW_RANKS=1"):
         gpaw_calculator.mpi_launcher()
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))  # noqa: PTH120
     monkeypatch.setenv("INV_DESIGN_MPIEXEC", os.path.basename(sys.executable) + " --mpi=pmix")  # noqa: PTH119
     assert gpaw_calculator.mpi_launcher()[1:] == ["--mpi=pmix"]
+
+
+def test_a_worker_may_say_how_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GpawConfig(ranks=2)
+    assert gpaw_calculator.ranks_of(config) == 2
+    monkeypatch.setenv("INV_DESIGN_GPAW_RANKS", "16")
+    assert gpaw_calculator.ranks_of(config) == 16
+    for wrong in ("0", "-1", "many"):
+        monkeypatch.setenv("INV_DESIGN_GPAW_RANKS", wrong)
+        with pytest.raises(RuntimeError, match=rf"INV_DESIGN_GPAW_RANKS is '{wrong}'.*at least 1"):
+            gpaw_calculator.ranks_of(config)
 
 
 def test_iterations_are_read_from_a_log(here: Path) -> None:
