@@ -71,6 +71,7 @@ def test_a_campaign_runs_to_its_end_and_running_again_changes_nothing(connection
     assert labels["reference"] >= 30
 
 
+@pytest.mark.slow
 def test_models_that_are_not_retrained_stay_those_of_round_0(embedded_connection: Connection) -> None:
     execution.run(embedded_connection, small(rounds=2, retrain=["predictor"]))
     models = {(m["kind"], m["round"]): m for m in embedded_connection.db["models"].find()}
@@ -86,6 +87,7 @@ def test_models_that_are_not_retrained_stay_those_of_round_0(embedded_connection
         assert used == [models["generator", number]["model_id"]]
 
 
+@pytest.mark.slow
 def test_without_retraining_a_round_differs_only_by_its_seed(embedded_connection: Connection) -> None:
     assert execution.run(embedded_connection, small(rounds=1, retrain=[])).finished
     models = list(embedded_connection.db["models"].find())

@@ -91,8 +91,9 @@ class Worker:
 # -- trainings --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.wire
-@pytest.mark.parametrize("kind", ["predictor", pytest.param("generator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["predictor", "generator"])
 def test_a_training_goes_on_after_sigterm_and_sigkill(
     wire_connection: Connection, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CONFIG = Path(__file__).parents[1] / "e2e" / "small_campaign.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.wire
 def test_rlaunch_workers_carry_a_campaign_to_its_end(wire_connection: Connection, tmp_path: Path) -> None:
     from builders.run import build_campaign

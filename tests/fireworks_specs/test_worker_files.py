@@ -143,6 +143,7 @@ def test_what_cannot_work_is_refused(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.wire
 def test_qlaunch_fills_a_pbs_queue(wire_connection: Connection, tmp_path: Path) -> None:
     """PBS itself cannot be had here: a qsub that keeps what it gets, and a qstat that prints what PBS prints."""

@@ -163,6 +163,7 @@ def trajectory(megabytes: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_forty_megabytes_come_back_whole(connection: Connection) -> None:
     results = trajectory(40)
     assert len(bson.encode({"results": results})) > 40_000_000
