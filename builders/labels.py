@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from builders.potentials import names_of
+from builders.potentials import is_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +37,4 @@ def is_label(record: Mapping[str, Any], protocol: Any, stage: DftConfig) -> bool
     if record["kind"] == "eos":
         settings["strain"] = stage.strain
     named = protocol.get("calculator") if stage.backend == "surrogate" else None
-    if isinstance(named, dict):
-        named = named.get("calculator")
-    return named in {None, *names_of(stage.calculator)} and all(protocol.get(k, v) == v for k, v in settings.items())
+    return is_by(named, stage.calculator) and all(protocol.get(k, v) == v for k, v in settings.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +41,22 @@ def is_of_stage(protocol: Any, calculator: str, stage: MlipConfig) -> bool:
     what is in it.
     """
     protocol = protocol if isinstance(protocol, dict) else {}
-    named, weights = protocol.get("calculator"), None
-    if isinstance(named, dict):
-        weights, named = named.get("weights_sha256"), named.get("calculator")
-    if weights is not None and (own := weights_of(calculator)) is not None and own != weights:
-        return False
     settings = {"fmax": stage.fmax, "max_steps": stage.max_steps, "keep_structure": dict(stage.keep_structure)}
     same = all(protocol.get(key, value) == value for key, value in settings.items())
-    return same and named in {None, *names_of(calculator)}
+    return same and is_by(protocol.get("calculator"), calculator)
+
+
+def is_by(named: Any, calculator: str) -> bool:
+    """Return whether what a protocol says of its calculator, a name or its settings, is a calculator of that name.
+
+    A protocol that says nothing may be by any; a file's weights are compared where it can be read here.
+    """
+    weights = None
+    if isinstance(named, dict):
+        weights, named = named.get("weights_sha256"), named.get("calculator")
+    if named not in {None, *names_of(calculator)}:
+        return False
+    return weights is None or weights_of(calculator) in (None, weights)
 
 
 def names_of(calculator: str) -> set[str]:
@@ -60,16 +67,11 @@ def names_of(calculator: str) -> set[str]:
 
 def weights_of(calculator: str) -> str | None:
     """Return the SHA-256 of a calculator's file of weights; ``None`` if it is no file, or none of this machine."""
+    from inv_design.calculators.registry import sha256_of_file
+
     path = Path(calculator)
     path = path / "model.safetensors" if path.is_dir() else path
     try:
-        return _sha256_of(path, path.stat().st_mtime_ns) if path.is_file() else None
+        return sha256_of_file(path) if path.is_file() else None
     except OSError:
         return None
-
-
-@lru_cache(maxsize=8)
-def _sha256_of(path: Path, _modified: int) -> str:
-    from inv_design.weights import sha256
-
-    return sha256(path.read_bytes())

@@ -145,14 +145,14 @@ def calculator_protocol(name: str, **options: Any) -> dict[str, Any]:
     weights: str | None = None
     if (path := _weights_path(name)) is not None:
         code, settings = "mace-torch", {"dtype": "float64", **settings}
-        weights = _sha256(path)
+        weights = sha256_of_file(path)
         if name not in PACKAGED and not MODEL_ID.fullmatch(name):
             name = path.name  # a path of one machine is no identity; the weights' hash is
     elif name in FOUNDATION:
         code, settings = "mace-torch", {"dtype": "float64", "model": FOUNDATION[name], **settings}
-        weights = _sha256(_foundation_path(name))
+        weights = sha256_of_file(_foundation_path(name))
     elif name == "chgnet":
-        code, weights = "chgnet", _sha256(_chgnet_path(settings.get("model_name")))
+        code, weights = "chgnet", sha256_of_file(_chgnet_path(settings.get("model_name")))
     elif name in ("emt", "gpaw"):
         code = {"emt": "ase", "gpaw": "gpaw"}[name]
     else:
@@ -395,5 +395,6 @@ def _sha256_of(path: Path, _modified: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, read once as long as it does not change."""
     return _sha256_of(path, path.stat().st_mtime_ns)
